@@ -1,0 +1,199 @@
+"""``Durable(app)``: reads the configuration and wires the package into a Celery app."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+from celery.backends.base import DisabledBackend
+
+from durable import beat, boundary
+from durable.classify import Classifier
+from durable.clock import SYSTEM, Clock
+from durable.codec import Codec
+from durable.config import Settings, load_settings
+from durable.errors import ConfigurationError
+from durable.execution import Services
+from durable.lease import Lease
+from durable.result import DurableResult
+from durable.start import Starter
+from durable.store import runs
+from durable.store.pool import Database
+from durable.store.sessions import Sessions
+from durable.task import Workflow
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from durable.store.runs import Claim, StepRecord
+    from durable.worker.keeper import Keeper
+
+#: How long no publish is tried after one that failed: a dead broker costs one
+#: call its timeout, not every call.
+_BROKER_REST = 2.0
+
+
+class Durable:
+    """Makes the durable tasks of a Celery app durable.
+
+    Args:
+        app: the app. Its configuration is read later, at the first use.
+        clock: time and chance; for tests.
+        **settings: any ``durable_*`` setting without its prefix. The app's
+            configuration and the environment go before them.
+
+    Example:
+        >>> from celery import Celery
+        >>> app = Celery("shop", broker="memory://")
+        >>> durable = Durable(app, database_url="postgresql://localhost/shop")
+        >>> app.durable is durable
+        True
+    """
+
+    def __init__(self, app: Celery, *, clock: Clock = SYSTEM, **settings: Any) -> None:
+        if getattr(app, "durable", None) is not None:
+            raise ConfigurationError(f"Durable() was called twice for the app {app.main!r}")
+        self.app = app
+        self.clock = clock
+        self.worker_id = ""
+        self.keeper: Keeper | None = None
+        self._keywords = settings
+        self._broker_rests_until = 0.0
+        self._install()
+
+    def _install(self) -> None:
+        from durable.worker.step import DurableStep
+
+        app = self.app
+        app.durable = self
+        self.starter = Starter(self, app.send_task)
+        app.send_task = self.starter.send_task
+        app.AsyncResult = _result_class(app)
+        app.steps["worker"].add(DurableStep)
+        signals.task_postrun.connect(self._on_postrun, weak=False)
+        beat.install(self)
+
+    # --- made at first use
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The merged and checked settings."""
+        return load_settings(self.app, self._keywords, os.environ)
+
+    @cached_property
+    def database(self) -> Database:
+        """The store's connections of this process."""
+        settings = self.settings
+        return Database(
+            self._database_url,
+            pool_size=settings.pool_size,
+            connect_timeout=settings.connect_timeout,
+            prepare_threshold=settings.prepare_threshold,
+            auto_migrate=settings.auto_migrate,
+            sleep=self.clock.sleep,
+            jitter=self.clock.random,
+        )
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """SQLAlchemy sessions for `durable.session()`."""
+        return Sessions(self.database, self.settings.pool_size)
+
+    @cached_property
+    def codec(self) -> Codec:
+        """What turns values into stored text."""
+        return Codec(max_bytes=self.settings.max_payload_bytes)
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """What judges errors; `register` rules of your own on it."""
+        return Classifier()
+
+    @cached_property
+    def lease(self) -> Lease:
+        """The lease word; a worker makes it before its pool forks."""
+        return Lease(self.settings.lease, self.clock.monotonic)
+
+    @cached_property
+    def services(self) -> Services:
+        """What every execution shares."""
+        return Services(self.codec, self.classifier, self.clock, self._trusted_packages())
+
+    @property
+    def has_backend(self) -> bool:
+        """Whether the app has a Celery result backend."""
+        return not isinstance(self.app.backend, DisabledBackend)
+
+    def _database_url(self) -> str:
+        url = self.settings.require_database_url()
+        return self._embedded_url if url == "embedded" else url
+
+    @cached_property
+    def _embedded_url(self) -> str:
+        from durable import embedded
+
+        return embedded.start(self.settings.embedded_dir).url
+
+    def _trusted_packages(self) -> Sequence[str]:
+        """Packages of the app's own tasks: their exceptions are rebuilt by import."""
+        modules = {task.__module__ for task in self.app.tasks.values()}
+        packages = {module.partition(".")[0] for module in modules} - {"celery", "durable"}
+        return (*sorted(packages), *self.settings.exception_modules)
+
+    # --- what the worker's processes ask for
+
+    def claim(self, run_id: str) -> tuple[Claim, Sequence[StepRecord]] | None:
+        """Take a run for this process. None: it is not there for the taking."""
+        if not self.lease.held() or self.lease.shutting_down:
+            return None
+        return self.database.call(
+            runs.claim,
+            run_id,
+            self.settings.namespace,
+            worker=self.worker_id,
+            pid=boundary.this_pid(),
+            tail_timeout=self.settings.tail_timeout,
+        )
+
+    def on_process_lost(self, run_id: str, pid: int | None) -> None:
+        """A child died with a run: the keeper releases it."""
+        if self.keeper is not None:
+            self.keeper.process_lost(run_id, pid)
+
+    def on_time_limit(self, run_id: str, seconds: float) -> None:
+        """A run met its hard time limit: the keeper ends it."""
+        if self.keeper is not None:
+            self.keeper.time_limit(run_id, seconds)
+
+    def broker_answers(self) -> bool:
+        """Whether a publish is worth a try: not shortly after one that failed."""
+        return self.clock.monotonic() >= self._broker_rests_until
+
+    def broker_failed(self) -> None:
+        """Note that a publish failed."""
+        self._broker_rests_until = self.clock.monotonic() + _BROKER_REST
+
+    def _on_postrun(self, task: Any = None, state: str | None = None, **_: Any) -> None:
+        if isinstance(task, Workflow) and task.app is self.app:
+            boundary.confirm_tail(self, task.request, state)
+
+    def close(self) -> None:
+        """Close this process's database connections."""
+        if "database" in self.__dict__:
+            self.database.close()
+
+
+def _result_class(app: Celery) -> Callable[..., Any]:
+    """Make ``app.AsyncResult``: a run's handle, unless the task is known to be a plain one."""
+    plain = app.AsyncResult
+
+    def async_result(id: str, *args: Any, task_name: str | None = None, **kwargs: Any) -> Any:  # noqa: A002
+        task = app.tasks.get(task_name) if task_name else None
+        if task is not None and not isinstance(task, Workflow):
+            return plain(id, *args, task_name=task_name, **kwargs)
+        return DurableResult(id, *args, task_name=task_name, **{"app": app, **kwargs})
+
+    return async_result

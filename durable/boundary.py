@@ -1,0 +1,262 @@
+"""Where Celery calls a workflow: claim, run, and end in a way that Celery understands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.app.task import get_actual_ignore_result
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.log import get_logger
+from kombu.utils.json import loads as load_message
+
+from durable.errors import (
+    DatabaseReadOnly,
+    DatabaseUnavailable,
+    Parked,
+    PayloadError,
+    RecoverableError,
+    Suspend,
+    TransientError,
+)
+from durable.execution import Execution, is_from_step
+from durable.failures import decode_failure
+from durable.history import History
+from durable.journal import MemoryJournal, PostgresJournal
+from durable.retry import RetryPolicy
+from durable.store import runs
+from durable.store.runs import ENDED, Park
+
+if TYPE_CHECKING:
+    from celery.app.task import Context
+
+    from durable.app import Durable
+    from durable.task import Workflow
+
+logger = get_logger(__name__)
+
+Body = Callable[..., Any]
+
+
+def run_inline(task: Workflow, durable: Durable, body: Body, args: Any, kwargs: Any) -> Any:
+    """Run a workflow here and now, in memory: eager mode and direct calls."""
+    execution = Execution(
+        id=task.request.id or durable.clock.uuid(),
+        name=task.name,
+        attempt=1,
+        history=History(),
+        journal=MemoryJournal(durable.clock.now),
+        services=durable.services,
+    )
+    with execution.active():
+        return body(*args, **kwargs)
+
+
+def run_in_worker(task: Workflow, durable: Durable, body: Body) -> Any:
+    """Run the workflow that a message rang for, if it is there for the taking."""
+    request = task.request
+    try:
+        claimed = durable.claim(request.id)
+    except (DatabaseUnavailable, DatabaseReadOnly) as exc:
+        logger.warning("run %s is not begun, it will be rung again: %s", request.id, exc)
+        raise Ignore(str(exc)) from exc
+    if claimed is None:
+        raise Ignore("the run is another worker's, parked, or over")
+    claim, history = claimed
+    return _Attempt(task, durable, claim, History(history)).run(body)
+
+
+class _Attempt:
+    """One claim of one run, from the claim to what Celery is told."""
+
+    def __init__(
+        self, task: Workflow, durable: Durable, claim: runs.Claim, history: History
+    ) -> None:
+        self.task = task
+        self.request: Context = task.request
+        self.durable = durable
+        self.claim = claim
+        self.journal = PostgresJournal(durable.database, durable.sessions, durable.lease, claim)
+        self.execution = Execution(
+            id=claim.id,
+            name=claim.name,
+            attempt=claim.attempt,
+            history=history,
+            journal=self.journal,
+            services=durable.services,
+        )
+
+    def run(self, body: Body) -> Any:
+        """Execute the body and end; or repeat only what Celery delivers after the end."""
+        claim = self.claim
+        try:
+            args, kwargs = self._fill_in_request()
+        except PayloadError as exc:
+            self.journal.park(Park("paused", f"its input cannot be read: {exc}"))
+            raise Parked("paused", exc=exc) from exc
+        if claim.status in ENDED:
+            return self._repeat_outcome()
+        if claim.control == "cancel":
+            return self._end_canceled()
+        try:
+            with self.execution.active():
+                value = body(*args, **kwargs)
+        except Suspend:
+            return self._suspended()
+        except Exception as exc:
+            if self.execution.suspension is not None:
+                return self._suspended()
+            return self._failed(exc)
+        if self.execution.suspension is not None:
+            return self._suspended()
+        return self._succeeded(value)
+
+    def _fill_in_request(self) -> tuple[list[Any], dict[str, Any]]:
+        """Give the request what the message did not carry, in place: hooks look at it later."""
+        request, claim = self.request, self.claim
+        message = load_message(claim.message)
+        given = self.durable.codec.decode(claim.input)
+        args, kwargs = given["args"], given["kwargs"]
+        request.args[:] = args
+        request.kwargs.clear()
+        request.kwargs.update(kwargs)
+        request.retries = claim.retries
+        request.callbacks = message.get("link")
+        request.errbacks = message.get("link_error")
+        request.chain = message.get("chain")
+        request.chord = message.get("chord")
+        request.durable_claim = claim
+        return args, kwargs
+
+    # --- ends
+
+    def _succeeded(self, value: Any) -> Any:
+        output = None
+        if not get_actual_ignore_result(self.task, self.request):
+            codec = self.durable.codec
+            try:
+                output = codec.encode(value, f"the result of workflow {self.claim.name!r}")
+            except PayloadError as exc:
+                return self._failed(exc)
+            value = codec.decode(output)
+        self._finish("succeeded", output=output)
+        self._expect(states.SUCCESS)
+        return value
+
+    def _failed(self, exc: Exception) -> Any:
+        if isinstance(exc, Ignore):
+            self._finish("succeeded", reason="ignored")
+            self._expect(states.IGNORED)
+            raise exc
+        if isinstance(exc, Reject) and exc.requeue:
+            return self._parked(Park("pending", "rejected"), None)
+        if isinstance(exc, Retry):
+            delay = exc.when if isinstance(exc.when, (int, float)) else 0.0
+            return self._parked(Park("sleeping", "retry", delay=delay, retry=True), exc.exc)
+        delay = self._retry_delay(exc)
+        if delay is not None:
+            return self._parked(Park("sleeping", "retry", delay=delay, retry=True), exc)
+        self._finish("failed", error=self.execution.encode_error(exc))
+        self._expect(states.FAILURE)
+        raise exc
+
+    def _retry_delay(self, exc: Exception) -> float | None:
+        """Judge an error of the body itself: only the retry classes repeat it."""
+        if is_from_step(exc) or not isinstance(exc, (TransientError, RecoverableError)):
+            return None
+        limit = self.task.max_retries
+        if limit is not None and self.claim.retries >= limit:
+            return None
+        clock, classifier = self.durable.clock, self.durable.classifier
+        past = [{"class": "recoverable"}] * self.claim.retries
+        policy = RetryPolicy(max_retries=None, transient_tries=0)
+        return policy.decide(exc, classifier, past, random=clock.random).delay
+
+    def _end_canceled(self) -> Any:
+        self._finish("canceled", reason=self.claim.reason or "canceled")
+        return self._tell_canceled(self.claim.reason or "canceled")
+
+    def _suspended(self) -> Any:
+        suspension = self.execution.suspension
+        assert suspension is not None
+        if suspension.reason == "cancel":
+            return self._end_canceled()
+        if suspension.reason in {"fenced", "lease missed"}:
+            logger.warning("run %s goes on elsewhere: %s", self.claim.id, suspension.reason)
+            raise Ignore(suspension.reason)
+        raise self._told(suspension.reason, suspension.cause, suspension.due_in)
+
+    def _parked(self, how: Park, cause: Any) -> Any:
+        self.journal.park(how)
+        raise self._told(how.reason, cause, how.delay)
+
+    def _told(self, reason: str, cause: Any, when: float | None) -> Parked:
+        """Make what Celery records as RETRY; its hooks get the cause, or a `Parked`."""
+        return Parked(reason, exc=cause or Parked(reason, when=when), when=when)
+
+    def _finish(
+        self, status: str, *, output: str | None = None, error: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        ours = self.durable.database.patiently(
+            runs.finish,
+            self.claim.id,
+            self.claim.attempt,
+            status,
+            tail_timeout=self.durable.settings.tail_timeout,
+            output=output,
+            error=error,
+            reason=reason,
+        )
+        if not ours:
+            logger.warning("run %s was taken over: its end here counts for nothing", self.claim.id)
+            raise Ignore("fenced")
+
+    # --- what Celery delivers after the end
+
+    def _repeat_outcome(self) -> Any:
+        """Go through Celery's own path again, from the stored outcome."""
+        claim = self.claim
+        if claim.status == "succeeded":
+            if claim.reason == "ignored":
+                self._expect(states.IGNORED)
+                raise Ignore("ignored")
+            self._expect(states.SUCCESS)
+            return self.durable.codec.decode(claim.output or "null")
+        if claim.status == "canceled":
+            return self._tell_canceled(claim.reason or "canceled")
+        self._expect(states.FAILURE)
+        raise decode_failure(claim.error or "null", self.durable.codec)
+
+    def _tell_canceled(self, reason: str) -> Any:
+        """Answer results and chords as Celery does for a revoked task."""
+        store = not get_actual_ignore_result(self.task, self.request)
+        self.task.backend.mark_as_revoked(
+            self.claim.id, reason, request=self.request, store_result=store
+        )
+        self._expect(states.IGNORED)
+        raise Ignore(reason)
+
+    def _expect(self, state: str) -> None:
+        """Note which state means, in ``task_postrun``, that Celery delivered the outcome."""
+        if self.claim.tail:
+            self.request.durable_delivers = state
+
+
+def confirm_tail(durable: Durable, request: Context, state: str | None) -> None:
+    """Note that Celery has delivered callbacks, chain, chord count and result of a run."""
+    expected = request.__dict__.pop("durable_delivers", None)
+    if expected is None or expected != state:
+        return
+    claim: runs.Claim = request.__dict__["durable_claim"]
+    try:
+        durable.database.call(runs.tail_done, claim.id, claim.attempt)
+    except Exception:
+        logger.warning("run %s: what follows its end may be delivered twice", claim.id, exc_info=True)
+
+
+def this_pid() -> int:
+    """The process that claims: a child in prefork, else the worker itself."""
+    return os.getpid()

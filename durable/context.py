@@ -1,0 +1,137 @@
+"""What the body of a workflow, and a step in it, can call."""
+
+from __future__ import annotations
+
+import random as _random
+import uuid as _uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from durable.errors import NotInWorkflow
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
+
+    from durable.execution import Execution
+
+#: The run whose body this thread, greenlet or task is executing.
+running: ContextVar[Execution | None] = ContextVar("durable_running", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """Where the calling code is.
+
+    Attributes:
+        id: the run's id, which is the Celery task id.
+        workflow: name of the workflow, which is the Celery task name.
+        attempt: how often the run was claimed so far, this time included.
+        step: name of the step whose body is running; None between steps.
+        step_attempt: number of this attempt of the step, from 1.
+    """
+
+    id: str
+    workflow: str
+    attempt: int
+    step: str | None = None
+    step_attempt: int | None = None
+
+
+def active(verb: str) -> Execution:
+    """Return the run of the calling code.
+
+    Raises:
+        NotInWorkflow: there is none.
+    """
+    execution = running.get()
+    if execution is None:
+        raise NotInWorkflow(
+            f"durable.{verb}() needs a run: call it in a workflow (a task made with @workflow or"
+            " base=durable.Workflow), or in a step that a workflow calls"
+        )
+    return execution
+
+
+def current() -> Current:
+    """Return where the calling code is: run, workflow, step and attempts.
+
+    Raises:
+        NotInWorkflow: outside a run.
+    """
+    return active("current").where()
+
+
+def is_replaying() -> bool:
+    """Tell whether the steps just ahead have been recorded by an earlier attempt.
+
+    Use it to keep code between steps quiet on replay, such as log lines.
+    False outside a run.
+    """
+    execution = running.get()
+    return execution is not None and execution.is_replaying()
+
+
+def idempotency_key() -> str:
+    """Return a key for the outside call that this step makes: the same on every attempt.
+
+    Pass it to a payment provider, say, so that a step that is tried again
+    charges once. A UUID as text; other steps and runs have other keys.
+
+    Raises:
+        NotInWorkflow: outside a step of a run.
+    """
+    return active("idempotency_key").idempotency_key()
+
+
+def session() -> Session:
+    """Return a SQLAlchemy session whose commit is the step's own: exactly once.
+
+    What is written through it and the step's result become visible in one
+    commit, in the database that ``durable_database_url`` names, or not at
+    all. Do not commit it yourself.
+
+    Raises:
+        NotInWorkflow: outside a step of a run.
+    """
+    return active("session").session()
+
+
+def set_progress(current: float, total: float | None = None, **details: Any) -> None:
+    """Report how far the run is: ``result.info`` and Flower show it.
+
+    One statement and one commit; report batches, not rows. Celery's
+    ``update_state`` in a workflow does the same under a state of its own.
+
+    Args:
+        current: how much is done.
+        total: how much there is to do, if known.
+        **details: anything the codec can store.
+    """
+    meta: dict[str, Any] = {"current": current, "total": total, **details}
+    active("set_progress").set_progress("PROGRESS", meta)
+
+
+def now() -> datetime:
+    """Return the time by the database's clock, recorded: the same on every replay.
+
+    Costs what a step costs. Aware, in UTC.
+    """
+    moment: datetime = active("now").value("durable.now")
+    return moment
+
+
+def uuid4() -> _uuid.UUID:
+    """Return a random UUID that is the same on every replay. Costs nothing."""
+    return _uuid.UUID(int=_dice("uuid4").getrandbits(128), version=4)
+
+
+def random() -> float:
+    """Return a float in ``[0, 1)`` that is the same on every replay. Costs nothing."""
+    return _dice("random").random()
+
+
+def _dice(verb: str) -> _random.Random:
+    return _random.Random(active(verb).derived_key())  # noqa: S311 - not for secrets

@@ -1,0 +1,165 @@
+"""Every exception of the package, in one tree.
+
+::
+
+    DurableError
+    ├── ConfigurationError        a setting is missing, unknown or ill-typed
+    ├── OptionError               an option of a workflow, step or call is wrong
+    ├── PayloadError              a value cannot be stored as it is
+    ├── NotInWorkflow             a verb was called outside a run
+    ├── RunNotFound               no such run in this namespace
+    ├── NonDeterministicWorkflow  the code asks for another step than the recorded one
+    ├── UnsupportedByDurable      a Celery feature that has no durable meaning
+    ├── StepError                 stands for a stored exception that is not rebuilt
+    ├── RunLost                   the run took its worker down too often
+    ├── DeadlineExceeded          the run did not end in time
+    ├── StoreError
+    │   ├── DatabaseUnavailable   no connection to Postgres
+    │   ├── DatabaseReadOnly      a standby, or default_transaction_read_only
+    │   ├── MissingRights         the role may not do it
+    │   └── SchemaTooNew          the schema asks for newer code than this
+    └── retry classes, for user code to raise
+        ├── TransientError        try again at once
+        ├── RecoverableError      try again later
+        └── PermanentError        do not try again
+
+    Parked(celery.exceptions.Retry)   what Celery is told when a run waits
+    Suspend(BaseException)            unwinds user code; never seen by it
+"""
+
+from __future__ import annotations
+
+from celery.exceptions import ImproperlyConfigured, Retry
+
+
+class DurableError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigurationError(DurableError, ImproperlyConfigured):
+    """A ``durable_*`` setting is missing, unknown or of the wrong type."""
+
+
+class OptionError(DurableError, TypeError):
+    """An option of a workflow, a step or a call is unknown or has a wrong value."""
+
+
+class PayloadError(DurableError, ValueError):
+    """A value cannot be stored without changing it."""
+
+
+class NotInWorkflow(DurableError, RuntimeError):
+    """A verb that needs a run was called outside one."""
+
+
+class RunNotFound(DurableError, LookupError):
+    """There is no run of that id in this namespace."""
+
+
+class NonDeterministicWorkflow(DurableError):
+    """On replay the workflow asked for another step than the one recorded."""
+
+
+class UnsupportedByDurable(DurableError):
+    """A Celery feature was used that has no meaning for a durable run."""
+
+
+class StepError(DurableError):
+    """A stored exception whose class is not rebuilt by import.
+
+    Attributes:
+        type_name: qualified name of the original class, such as
+            ``"stripe.error.CardError"``.
+    """
+
+    def __init__(self, message: str, type_name: str = "") -> None:
+        super().__init__(message, type_name)
+        self.type_name = type_name
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        return f"{self.type_name}: {message}" if self.type_name else message
+
+
+class RunLost(DurableError):
+    """The run took its worker down ``durable_max_recoveries`` times without a step between."""
+
+
+class DeadlineExceeded(DurableError, TimeoutError):
+    """The run did not end before its deadline."""
+
+
+class StoreError(DurableError):
+    """Postgres could not do what was asked."""
+
+
+class DatabaseUnavailable(StoreError, ConnectionError):
+    """There is no connection to Postgres."""
+
+
+class DatabaseReadOnly(StoreError):
+    """Postgres accepts no writes: a standby, or ``default_transaction_read_only``."""
+
+
+class MissingRights(StoreError, PermissionError):
+    """The database role lacks a right that the package needs."""
+
+
+class SchemaTooNew(StoreError):
+    """The schema ``durable`` asks for newer code than this."""
+
+
+class TransientError(DurableError):
+    """Raise it in a step to have it tried again at once, a few times."""
+
+
+class RecoverableError(DurableError):
+    """Raise it in a step to have it tried again later, with back-off.
+
+    Args:
+        message: what happened.
+        retry_after: least pause before the next attempt, as a duration
+            (timedelta, seconds, or text such as ``"90s"``).
+    """
+
+    def __init__(self, message: str = "", *, retry_after: object = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class PermanentError(DurableError):
+    """Raise it in a step to fail at once, without another attempt."""
+
+
+class Parked(Retry):
+    """What Celery is told when a run waits in Postgres: acknowledge, re-send nothing.
+
+    ``on_retry`` and the ``task_retry`` signal get it, so that an alert can
+    tell a sleep from an error: ``reason`` is ``"sleep"``, ``"retry"``,
+    ``"hand-back"`` and so on.
+    """
+
+    def __init__(self, reason: str, *, exc: Exception | None = None, when: float | None = None):
+        super().__init__(reason, exc, when)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_parked, (self.reason, self.exc, self.when)
+
+    def __str__(self) -> str:
+        due = "" if self.when is None else f", due in {self.when:.3g} s"
+        cause = "" if self.exc is None else f": {self.exc!r}"
+        return f"Parked ({self.reason}{due}){cause}"
+
+
+def _rebuild_parked(reason: str, exc: Exception | None, when: float | None) -> Parked:
+    return Parked(reason, exc=exc, when=when)
+
+
+class Suspend(BaseException):  # noqa: N818 - control flow, not an error
+    """Unwinds the body of a workflow that gives its slot back.
+
+    It is a ``BaseException`` so that a user's ``except Exception`` cannot
+    swallow it; should a bare ``except`` do so, the run remembers, and the
+    next verb raises it again.
+    """

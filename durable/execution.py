@@ -1,0 +1,387 @@
+"""One attempt of one run: replay what is recorded, run what is not, record it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from durable import context
+from durable.errors import NonDeterministicWorkflow, NotInWorkflow, PayloadError, Suspend
+from durable.failures import decode_failure, encode_failure
+from durable.history import History, Recorded
+from durable.store.runs import Park
+from durable.store.steps import StepAttempt, Written
+
+if TYPE_CHECKING:
+    from durable.classify import Classifier
+    from durable.clock import Clock
+    from durable.codec import Codec
+    from durable.journal import Journal
+    from durable.retry import Decision
+    from durable.steps import Step
+    from durable.store.sessions import StepTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every execution of an app shares."""
+
+    codec: Codec
+    classifier: Classifier
+    clock: Clock
+    trusted_packages: Sequence[str]
+
+
+@dataclass(slots=True)
+class Branch:
+    """A line of steps, one after the other. The body of a workflow is branch ``""``."""
+
+    path: str = ""
+    next_ordinal: int = 0
+
+    def take(self) -> int:
+        """Take the next place in the line."""
+        ordinal = self.next_ordinal
+        self.next_ordinal += 1
+        return ordinal
+
+
+@dataclass(slots=True)
+class Frame:
+    """The step attempt whose body is running."""
+
+    name: str
+    branch: str
+    ordinal: int
+    attempt: int
+    transaction: StepTransaction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """That, and why, this execution has stopped.
+
+    Attributes:
+        reason: ``retry``, ``fenced``, ``cancel``, ``hand-back``, ``paused``.
+        due_in: seconds, if known.
+        cause: the error behind it.
+    """
+
+    reason: str
+    due_in: float | None = None
+    cause: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Success:
+    output: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: Exception
+    seconds: float
+    effect_done: bool = False
+
+
+@dataclass
+class Execution:
+    """The run whose body is being executed here and now.
+
+    `suspension` is sticky: a ``finally`` or a bare ``except`` of the user's
+    may get in the way of `Suspend`, so the next verb raises it again, and the
+    boundary with Celery trusts the mark and not what comes out of the body.
+    """
+
+    id: str
+    name: str
+    attempt: int
+    history: History
+    journal: Journal
+    services: Services
+    branch: Branch = field(default_factory=Branch)
+    frame: Frame | None = None
+    suspension: Suspension | None = None
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a step's body is running, in which everything is a plain call."""
+        return self.frame is not None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this the run that `durable.*` verbs speak of."""
+        token = context.running.set(self)
+        try:
+            yield
+        finally:
+            context.running.reset(token)
+
+    def check(self) -> None:
+        """Raise `Suspend` again if this execution has stopped already."""
+        if self.suspension is not None:
+            raise Suspend(self.suspension.reason)
+
+    def suspend(
+        self, reason: str, due_in: float | None = None, cause: Exception | None = None
+    ) -> Suspend:
+        """Note that this execution stops here; the caller raises what is returned."""
+        self.suspension = Suspension(reason, due_in, cause)
+        return Suspend(reason)
+
+    # --- steps
+
+    def step(self, step: Step[Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the recorded outcome of the step at this place, or produce it."""
+        self.check()
+        ordinal = self.branch.take()
+        past = self._past(ordinal, step.name)
+        if past and past[-1].settled:
+            return self._replayed(past[-1])
+        return self._perform(step, ordinal, list(past), lambda: step.function(*args, **kwargs))
+
+    def _past(self, ordinal: int, name: str) -> tuple[Recorded, ...]:
+        try:
+            return self.history.attempts(self.branch.path, ordinal, name)
+        except NonDeterministicWorkflow as exc:
+            if self.journal.park(Park("paused", str(exc))):
+                raise self.suspend("paused", cause=exc) from exc
+            raise
+
+    def _replayed(self, step: Recorded) -> Any:
+        if step.status == "succeeded":
+            return self.services.codec.decode(step.output or "null")
+        raise _from_step(decode_failure(step.error or "null", self.services.codec))
+
+    def _perform(
+        self, step: Step[Any, Any], ordinal: int, past: list[Recorded], body: Callable[[], Any]
+    ) -> Any:
+        while True:
+            self.journal.before_body(self)
+            number = past[-1].attempt + 1 if past else 1
+            frame = Frame(step.name, self.branch.path, ordinal, number)
+            outcome = self._attempt(frame, body)
+            if isinstance(outcome, _Success):
+                return self.services.codec.decode(outcome.output)
+            if isinstance(outcome, _Failure):
+                past.append(self._settle(step, frame, outcome, past))
+            # else the commit of its session came to nothing: the same attempt again
+
+    def _attempt(self, frame: Frame, body: Callable[[], Any]) -> _Success | _Failure | None:
+        clock = self.services.clock.monotonic
+        started = clock()
+        self.frame = frame
+        try:
+            value = body()
+        except Exception as exc:  # noqa: BLE001 - whatever a step raises is its outcome
+            self._roll_back(frame)
+            return _Failure(exc, clock() - started)
+        except BaseException:
+            self._roll_back(frame)
+            raise
+        finally:
+            self.frame = None
+        try:
+            output = self.services.codec.encode(value, f"the result of step {frame.name!r}")
+            success = _Success(output, clock() - started)
+            return success if self._commit(frame, success) else None
+        except PayloadError as exc:
+            self._roll_back(frame)
+            return _Failure(exc, clock() - started, effect_done=frame.transaction is None)
+        except Exception as exc:  # noqa: BLE001 - a constraint met by the session's flush or commit
+            if frame.transaction is None:
+                raise
+            return _Failure(exc, clock() - started)
+
+    def _roll_back(self, frame: Frame) -> None:
+        if frame.transaction is not None:
+            frame.transaction.rollback()
+
+    def _commit(self, frame: Frame, success: _Success) -> bool:
+        """Store a result. False: nothing was stored, the body has to run again."""
+        record = self._record(frame, "succeeded", success.seconds, output=success.output)
+        if frame.transaction is None:
+            self._obey(self.journal.record(record))
+            return True
+        written = frame.transaction.commit(record)
+        if written is None:
+            return self.journal.was_recorded(record)
+        self._obey(written)
+        return True
+
+    def _obey(self, written: Written) -> None:
+        if written is Written.FENCED:
+            raise self.suspend("fenced")
+        if written is Written.CONTROLLED:
+            self.suspend("cancel")  # the next verb, or the end of the body, acts on it
+
+    def _record(
+        self,
+        frame: Frame,
+        status: str,
+        seconds: float,
+        *,
+        kind: str = "run",
+        output: str | None = None,
+        error: str | None = None,
+        verdict: str | None = None,
+    ) -> StepAttempt:
+        return StepAttempt(
+            self.id,
+            self.attempt,
+            frame.branch,
+            frame.ordinal,
+            frame.name,
+            frame.attempt,
+            kind,
+            status,
+            seconds,
+            output,
+            error,
+            verdict,
+        )
+
+    # --- failed attempts
+
+    def _settle(
+        self, step: Step[Any, Any], frame: Frame, failure: _Failure, past: Sequence[Recorded]
+    ) -> Recorded:
+        """Record a failed attempt. Returns if the next one is due here; else raises."""
+        exc = failure.error
+        decision = self._judge(step, failure, past)
+        if decision.passes:
+            raise exc
+        error = self.encode_error(exc)
+        record = self._record(
+            frame, "failed", failure.seconds, error=error, verdict=_as_context(decision)
+        )
+        if decision.parks:
+            if self.journal.park(Park("sleeping", "retry", delay=decision.delay), record):
+                raise self.suspend("retry", decision.delay, exc)
+        else:
+            self._obey(self.journal.record(record))
+            if decision.final:
+                raise _from_step(decode_failure(error, self.services.codec)) from exc
+            self.services.clock.sleep(decision.delay)
+        return Recorded(
+            frame.branch,
+            frame.ordinal,
+            frame.name,
+            frame.attempt,
+            "run",
+            "failed",
+            None,
+            error,
+            record.context,
+        )
+
+    def _judge(
+        self, step: Step[Any, Any], failure: _Failure, past: Sequence[Recorded]
+    ) -> Decision:
+        if failure.effect_done:
+            return step.policy.give_up("its effect has happened, but its result cannot be stored")
+        return step.policy.decide(
+            failure.error,
+            self.services.classifier,
+            [each.verdict for each in past],
+            random=self.services.clock.random,
+        )
+
+    def encode_error(self, exc: BaseException) -> str:
+        """Turn an exception into what is stored of it."""
+        services = self.services
+        return encode_failure(exc, services.codec, trusted_packages=services.trusted_packages)
+
+    # --- what `durable.*` verbs ask for
+
+    def value(self, name: str) -> Any:
+        """Return a recorded reading of the database's clock."""
+        self.check()
+        if self.frame is not None:
+            return self.journal.database_now()
+        ordinal = self.branch.take()
+        past = self._past(ordinal, name)
+        if past:
+            return self._replayed(past[-1])
+        self.journal.before_body(self)
+        output = self.services.codec.encode(self.journal.database_now(), name)
+        frame = Frame(name, self.branch.path, ordinal, 1)
+        self._obey(
+            self.journal.record(self._record(frame, "succeeded", 0.0, kind="value", output=output))
+        )
+        return self.services.codec.decode(output)
+
+    def derived_key(self) -> str:
+        """Return text that is the same at this place of the run on every replay."""
+        self.check()
+        if self.frame is not None:
+            raise NotInWorkflow(
+                "durable.uuid4() and durable.random() belong in the body of a workflow; in a step"
+                " use the standard library: the step's result is recorded anyway"
+            )
+        return f"{self.id}/{self.branch.path}/{self.branch.take()}"
+
+    def idempotency_key(self) -> str:
+        """Return the running step's key for outside calls."""
+        frame = self._current_frame("idempotency_key")
+        return str(uuid.uuid5(uuid.UUID(self.id), f"{frame.branch}/{frame.ordinal}/{frame.name}"))
+
+    def session(self) -> Any:
+        """Return the running step's SQLAlchemy session."""
+        frame = self._current_frame("session")
+        if frame.transaction is None:
+            frame.transaction = self.journal.transaction()
+        return frame.transaction.session
+
+    def set_progress(self, state: str, meta: object) -> None:
+        """Store progress under a Celery state."""
+        self.check()
+        text = self.services.codec.encode({"state": state, "meta": meta}, "the progress")
+        self.journal.set_progress(text)
+
+    def where(self) -> context.Current:
+        """Describe the calling code's place."""
+        if self.frame is None:
+            return context.Current(self.id, self.name, self.attempt)
+        return context.Current(
+            self.id, self.name, self.attempt, self.frame.name, self.frame.attempt
+        )
+
+    def is_replaying(self) -> bool:
+        """Whether something is recorded at the next place or after it."""
+        branch = self.branch
+        return self.frame is None and self.history.covers(branch.path, branch.next_ordinal)
+
+    def _current_frame(self, verb: str) -> Frame:
+        if self.frame is None:
+            raise NotInWorkflow(
+                f"durable.{verb}() belongs in a step: what the body of a workflow does outside"
+                " its steps is done again on every replay"
+            )
+        return self.frame
+
+
+def is_from_step(exc: BaseException) -> bool:
+    """Tell whether an exception is a step's recorded, final one."""
+    return getattr(exc, "durable_settled", False) is True
+
+
+def _from_step(exc: BaseException) -> BaseException:
+    exc.durable_settled = True  # type: ignore[attr-defined]
+    return exc
+
+
+def _as_context(decision: Decision) -> str:
+    verdict: dict[str, object] = {"class": decision.retry_class.value, "reason": decision.reason}
+    if decision.final:
+        verdict["final"] = True
+    else:
+        verdict["retry_in"] = round(decision.delay, 3)
+    if decision.limited:
+        verdict["limited"] = True
+    return json.dumps(verdict)

@@ -1,0 +1,77 @@
+"""What a run has done so far: its recorded steps, loaded once with the claim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from durable.errors import NonDeterministicWorkflow
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recorded attempt of a step; output, error and context are JSON text."""
+
+    branch: str
+    ordinal: int
+    name: str
+    attempt: int
+    kind: str
+    status: str
+    output: str | None
+    error: str | None
+    context: str | None
+
+    @property
+    def verdict(self) -> Mapping[str, object]:
+        """How a failed attempt was judged: ``class``, ``limited``, ``final``, ``reason``."""
+        judged: Mapping[str, object] = json.loads(self.context or "{}")
+        return judged
+
+    @property
+    def settled(self) -> bool:
+        """Whether the step is over: it has a result, or its last error counts."""
+        return self.status == "succeeded" or bool(self.verdict.get("final"))
+
+
+class History:
+    """Recorded attempts by their place in the workflow: branch and position in it.
+
+    Example:
+        >>> rows = [("", 0, "load", 1, "run", "succeeded", "7", None, None)]
+        >>> history = History(rows)
+        >>> history.attempts("", 0, "load")[-1].output
+        '7'
+        >>> history.attempts("", 1, "charge")
+        ()
+    """
+
+    def __init__(self, rows: Iterable[Sequence[object]] = ()) -> None:
+        self._places: dict[tuple[str, int], tuple[Recorded, ...]] = {}
+        self._ahead: dict[str, int] = {}
+        for row in rows:
+            step = Recorded(*row)  # type: ignore[arg-type]
+            place = (step.branch, step.ordinal)
+            self._places[place] = (*self._places.get(place, ()), step)
+            self._ahead[step.branch] = max(self._ahead.get(step.branch, -1), step.ordinal)
+
+    def attempts(self, branch: str, ordinal: int, name: str) -> tuple[Recorded, ...]:
+        """Look up the attempts at a place, oldest first.
+
+        Raises:
+            NonDeterministicWorkflow: another step was recorded there.
+        """
+        found = self._places.get((branch, ordinal), ())
+        if found and found[-1].name != name:
+            raise NonDeterministicWorkflow(
+                f"the history has step {found[-1].name!r} at position {ordinal}, the code now asks"
+                f" for {name!r}. A workflow must take the same steps in the same order on every"
+                " replay: has it changed since the run started, or does it branch on time,"
+                " chance or outside state that is not itself a step?"
+            )
+        return found
+
+    def covers(self, branch: str, ordinal: int) -> bool:
+        """Tell whether something is recorded at this place or after it."""
+        return ordinal <= self._ahead.get(branch, -1)

@@ -1,0 +1,130 @@
+"""Where an execution writes: Postgres in a worker, memory when run inline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from durable.errors import NotInWorkflow
+from durable.store import runs, steps
+from durable.store.steps import StepAttempt, Written
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from durable.execution import Execution
+    from durable.lease import Lease
+    from durable.store.pool import Database
+    from durable.store.runs import Park
+    from durable.store.sessions import Sessions, StepTransaction
+
+
+class Journal(Protocol):
+    """What an execution needs of the place it writes to."""
+
+    def before_body(self, execution: Execution) -> None:
+        """Raise `Suspend` if this worker may start nothing more."""
+
+    def record(self, step: StepAttempt) -> Written:
+        """Store an attempt of a step."""
+
+    def park(self, how: Park, failed: StepAttempt | None = None) -> bool:
+        """Give the run back. False: waiting is skipped here, go on at once."""
+
+    def transaction(self) -> StepTransaction:
+        """Begin the transaction of a step that asked for `durable.session()`."""
+
+    def was_recorded(self, step: StepAttempt) -> bool:
+        """Tell whether a commit whose answer was lost took place."""
+
+    def set_progress(self, progress: str) -> None:
+        """Store the progress of the run."""
+
+    def database_now(self) -> datetime:
+        """Read the database's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresJournal:
+    """Writes for one claim of one run, each fenced by the claim's attempt.
+
+    Writes are patient: the work that they record has been done, so they wait
+    for a database that is away. If a peer took the run over meanwhile, the
+    fence says so.
+    """
+
+    database: Database
+    sessions: Sessions
+    lease: Lease
+    claim: runs.Claim
+
+    def before_body(self, execution: Execution) -> None:
+        """Stop at this boundary in a warm shutdown, or when the lease was missed."""
+        if self.lease.shutting_down:
+            self.park(runs.Park("pending", "hand-back"))
+            raise execution.suspend("hand-back")
+        if not self.lease.held():
+            raise execution.suspend("lease missed")
+
+    def record(self, step: StepAttempt) -> Written:
+        """Store an attempt of a step: one round trip, one commit."""
+        return self.database.patiently(steps.record, step)
+
+    def park(self, how: Park, failed: StepAttempt | None = None) -> bool:
+        """Park the run, in one statement with the failed attempt that makes it wait."""
+        claim = self.claim
+        self.database.patiently(runs.park, claim.id, claim.attempt, claim.wake, how, failed)
+        return True
+
+    def transaction(self) -> StepTransaction:
+        """Begin a transaction; it ends with the step."""
+        return self.sessions.open()
+
+    def was_recorded(self, step: StepAttempt) -> bool:
+        """Look for the step of a commit whose answer was lost."""
+        return self.database.patiently(steps.was_recorded, step)
+
+    def set_progress(self, progress: str) -> None:
+        """Store the progress of the run, if it is still this claim's."""
+        self.database.call(runs.set_progress, self.claim.id, self.claim.attempt, progress)
+
+    def database_now(self) -> datetime:
+        """Read the database's clock."""
+        return self.database.call(runs.now)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryJournal:
+    """For eager mode and direct calls: nothing is stored, pauses are skipped."""
+
+    utc_now: Callable[[], datetime]
+
+    def before_body(self, execution: Execution) -> None:
+        """Nothing can have taken the run away."""
+
+    def record(self, step: StepAttempt) -> Written:
+        """Forget it: an inline run is never replayed."""
+        return Written.RECORDED
+
+    def park(self, how: Park, failed: StepAttempt | None = None) -> bool:
+        """Go on at once."""
+        return False
+
+    def transaction(self) -> Any:
+        """Refuse: there is no database behind an inline run."""
+        raise NotInWorkflow(
+            "durable.session() needs a run in a worker: this one runs inline (called directly, or"
+            " task_always_eager), where there is no database"
+        )
+
+    def was_recorded(self, step: StepAttempt) -> bool:
+        """Never asked: there are no transactions."""
+        return True
+
+    def set_progress(self, progress: str) -> None:
+        """Forget it."""
+
+    def database_now(self) -> datetime:
+        """Read this process's clock."""
+        return self.utc_now()

@@ -1,0 +1,119 @@
+"""The main process's side of a message: what happens before a child has it, or after it died."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.utils.log import get_logger
+from celery.worker import state
+from celery.worker.request import Request as CeleryRequest
+from celery.worker.strategy import default as celery_strategy
+
+from durable.errors import OptionError, PayloadError, StoreError
+from durable.start import CANVAS, DOORBELL
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from durable.task import Workflow
+
+logger = get_logger(__name__)
+
+
+def strategy(task: Workflow, app: Celery, consumer: Any, **kwargs: Any) -> Any:
+    """Celery's strategy, with a run made first of a message that came without one.
+
+    Such messages come from producers that do not have the package, or do not
+    know that the task is durable: ``send_task`` by name, ``celery call``,
+    beat, the old half of a fleet. The broker's copy is the only one until the
+    run is in Postgres, so it is acknowledged after that.
+    """
+    handle = celery_strategy(task, app, consumer, **kwargs)
+
+    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
+        if message.headers.get(DOORBELL):
+            return handle(message, body, ack, reject, callbacks, **more)
+        try:
+            delay = _accept(task, message)
+        except (OptionError, PayloadError, TypeError) as exc:
+            logger.error("message %s for %s is refused: %s", message.headers.get("id"), task.name, exc)
+            return reject(logger, consumer.connection_errors, False)
+        except StoreError as exc:
+            logger.warning("message %s goes back to the broker: %s", message.headers.get("id"), exc)
+            return reject(logger, consumer.connection_errors, True)
+        if delay is not None:  # Postgres keeps the time; no message has to wait in memory
+            return ack(logger, consumer.connection_errors)
+        message.headers.pop("expires", None)
+        return handle(message, body, ack, reject, callbacks, **more)
+
+    return on_message
+
+
+def _accept(task: Workflow, message: Any) -> float | None:
+    headers, properties = message.headers, message.properties
+    args, kwargs, embed = message.payload
+    names = {"link": "callbacks", "link_error": "errbacks", "chain": "chain", "chord": "chord"}
+    assert names.keys() == set(CANVAS)
+    timelimit = headers.get("timelimit") or (None, None)
+    info = message.delivery_info or {}
+    options = {
+        **{option: embed.get(key) for option, key in names.items()},
+        "eta": headers.get("eta"),
+        "expires": headers.get("expires"),
+        "group_id": headers.get("group"),
+        "group_index": headers.get("group_index"),
+        "root_id": headers.get("root_id"),
+        "parent_id": headers.get("parent_id"),
+        "shadow": headers.get("shadow"),
+        "argsrepr": headers.get("argsrepr"),
+        "kwargsrepr": headers.get("kwargsrepr"),
+        "ignore_result": headers.get("ignore_result"),
+        "time_limit": timelimit[0],
+        "soft_time_limit": timelimit[1],
+        "priority": properties.get("priority"),
+        "reply_to": properties.get("reply_to"),
+        "queue": info.get("routing_key") if not info.get("exchange") else None,
+        "exchange": info.get("exchange") or None,
+        "routing_key": info.get("routing_key"),
+    }
+    return task.durable.starter.accept(task, headers["id"], args, kwargs, options)
+
+
+class Request(CeleryRequest):  # type: ignore[misc]
+    """A workflow's message in the worker's main process.
+
+    Celery marks a task whose child died or was killed as failed, fires its
+    errbacks and fails its chord. A run goes on instead: those words are held
+    back, and what the row comes to say is told by the run's next message.
+    """
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """Hold back what is not the run's end."""
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        if isinstance(exc, TimeLimitExceeded):
+            return None  # on_timeout ends the run
+        lost = isinstance(exc, (WorkerLostError, Terminated, SystemExit, KeyboardInterrupt))
+        if not lost:
+            return super().on_failure(
+                exc_info, send_failed_event=send_failed_event, return_ok=return_ok
+            )
+        state.task_ready(self)
+        self.acknowledge()
+        self.send_event("task-retried", exception=repr(exc), traceback="")
+        logger.warning("run %s lost its process (%s) and goes on", self.id, exc)
+        self.task.durable.on_process_lost(self.id, self.worker_pid)
+        return None
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Fail the run at its hard time limit; Celery is told by the run's next message."""
+        if soft:
+            super().on_timeout(soft, timeout)
+            return
+        state.task_ready(self)
+        self.acknowledge()
+        logger.error("hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
+        self.task.durable.on_time_limit(self.id, timeout)

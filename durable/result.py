@@ -1,0 +1,181 @@
+"""``AsyncResult`` of a run: Celery's interface, answered from Postgres."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.exceptions import TaskRevokedError
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import AsyncResult, assert_will_not_block
+
+from durable.errors import RunNotFound
+from durable.failures import decode_failure
+from durable.store import runs, steps
+
+if TYPE_CHECKING:
+    from durable.app import Durable
+    from durable.store.runs import RunRow
+    from durable.store.steps import StepRow
+
+_FIRST_PAUSE = 0.001
+_SHARE_OF_WAIT = 0.1
+
+
+class DurableResult(AsyncResult):  # type: ignore[type-arg]
+    """Handle of a run; its id is the run's id and the Celery task id.
+
+    All of Celery's interface works with and without a result backend, since
+    the answers come from Postgres. For the id of a plain task, and for a run
+    that has not reached Postgres yet, Celery's own answer is given.
+    """
+
+    @property
+    def _durable(self) -> Durable:
+        durable: Durable = self.app.durable
+        return durable
+
+    def get(  # noqa: PLR0913 - Celery's signature
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: Any = None,
+        on_message: Any = None,
+        on_interval: Any = None,
+        disable_sync_subtasks: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Wait for the run's end; return its result or raise its exception.
+
+        Looks at Postgres at once, then in growing pauses: a tenth of the time
+        waited so far, between 1 ms and ``durable_result_poll_max``.
+
+        Args:
+            timeout: seconds to wait at most; None: without end.
+            propagate: whether to raise the run's exception; else it is returned.
+            follow_parents: whether the failure of an earlier member of the
+                chain is raised here.
+            callback: called with (id, result).
+            on_interval: called before each look.
+            disable_sync_subtasks: whether waiting inside a task is refused.
+            interval: has no meaning here, as for Celery's Redis backend.
+            no_ack: likewise.
+            on_message: likewise.
+            **kwargs: the rest of Celery's signature.
+
+        Raises:
+            celery.exceptions.TimeoutError: the run did not end in time.
+            celery.exceptions.TaskRevokedError: the run was canceled.
+        """
+        if self.ignored:
+            return None
+        if disable_sync_subtasks:
+            assert_will_not_block()
+        self._wait(timeout, follow_parents and propagate, on_interval)
+        if propagate:
+            self.maybe_throw(callback=callback)
+        elif callback is not None:
+            callback(self.id, self.result)
+        return self.result
+
+    wait = get
+
+    def _wait(self, timeout: float | None, follow_parents: bool, on_interval: Any) -> None:
+        clock = self._durable.clock
+        started = clock.monotonic()
+        while not self.ready():
+            if follow_parents and self.parent:
+                self._maybe_reraise_parent_error()
+            if on_interval is not None:
+                on_interval()
+            waited = clock.monotonic() - started
+            if timeout is not None and waited >= timeout:
+                raise CeleryTimeoutError(f"run {self.id} did not end within {timeout} s")
+            pause = min(
+                max(_FIRST_PAUSE, waited * _SHARE_OF_WAIT), self._durable.settings.result_poll_max
+            )
+            clock.sleep(pause if timeout is None else min(pause, timeout - waited))
+
+    def _get_task_meta(self) -> dict[str, Any]:
+        if self._cache is not None:
+            return self._cache  # type: ignore[no-any-return]
+        durable = self._durable
+        outcome = durable.database.call(runs.outcome, self.id, durable.settings.namespace)
+        if outcome is None:
+            meta: dict[str, Any] = super()._get_task_meta()
+            return meta
+        state, result = _as_celery(outcome, durable)
+        meta = {
+            "task_id": self.id,
+            "status": state,
+            "result": result,
+            "traceback": getattr(result, "durable_traceback", None),
+            "children": [],
+            "date_done": None,
+        }
+        if state in states.READY_STATES:
+            self._cache = meta
+            self.on_ready(self)
+        return meta
+
+    def run(self) -> RunRow:
+        """Load the run's row: status, attempt, worker, times, input, output.
+
+        Raises:
+            RunNotFound: there is no such run in this namespace.
+        """
+        durable = self._durable
+        row = durable.database.call(runs.get, self.id, durable.settings.namespace)
+        if row is None:
+            raise RunNotFound(
+                f"there is no run {self.id} in namespace {durable.settings.namespace!r}"
+            )
+        return row
+
+    def steps(self) -> list[StepRow]:
+        """Load the attempts of the run's steps, in order."""
+        durable = self._durable
+        return durable.database.call(steps.of_run, self.id, durable.settings.namespace)
+
+    def cancel(self, reason: str = "canceled") -> bool:
+        """Cancel the run: at once if it is parked or queued, else before its next step.
+
+        Returns:
+            Whether there was something to cancel: False for a run that has ended.
+        """
+        durable = self._durable
+        found = durable.database.call(
+            runs.cancel, [self.id], durable.settings.namespace, reason
+        )
+        return bool(found)
+
+    def revoke(self, *args: Any, **kwargs: Any) -> None:
+        """Cancel the run, workers or no workers, and tell the workers as Celery does."""
+        self.cancel("revoked")
+        super().revoke(*args, **kwargs)
+
+    def forget(self) -> None:
+        """Forget what Celery's backend holds; the run stays until it is pruned."""
+        self._cache = None
+        if self._durable.has_backend:
+            super().forget()
+
+
+def _as_celery(outcome: runs.Outcome, durable: Durable) -> tuple[str, Any]:
+    """Translate a run's status and payload into Celery's state and result."""
+    status, started, reason, output, error, progress = outcome
+    if status == "succeeded":
+        return states.SUCCESS, durable.codec.decode(output or "null")
+    if status == "failed":
+        return states.FAILURE, decode_failure(error or "null", durable.codec)
+    if status == "canceled":
+        return states.REVOKED, TaskRevokedError(reason or "canceled")
+    if progress is not None and status in {"running", "pending"}:
+        report = durable.codec.decode(progress)
+        return report["state"], report["meta"]
+    if not started:
+        return states.PENDING, None
+    return (states.STARTED if status == "running" else states.RETRY), None

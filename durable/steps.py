@@ -1,0 +1,142 @@
+"""``@step`` and ``run_step``: functions whose results a workflow remembers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from durable.context import active, running
+from durable.errors import OptionError
+from durable.retry import RetryPolicy
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Steps by name, to refuse a second function under the same one.
+_registered: dict[str, tuple[str, int]] = {}
+
+
+class Step(Generic[P, R]):
+    """A function that runs once per call in a workflow, and is remembered.
+
+    Called in a workflow's body it returns the recorded result if there is
+    one, else runs and records. Called anywhere else, in another step for
+    one, it is the plain function.
+
+    Attributes:
+        name: what the history calls it.
+        policy: when and how often a failed attempt is repeated.
+        function: the plain function.
+    """
+
+    def __init__(self, function: Callable[P, R], name: str, policy: RetryPolicy) -> None:
+        self.function = function
+        self.name = name
+        self.policy = policy
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        execution = running.get()
+        if execution is None or execution.in_step:
+            return self.function(*args, **kwargs)
+        result: R = execution.step(self, args, kwargs)
+        return result
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Bind like a function, for steps that are methods."""
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<step {self.name}>"
+
+
+@overload
+def step(function: Callable[P, R], /) -> Step[P, R]: ...
+
+
+@overload
+def step(
+    *, name: str | None = None, **options: Any
+) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+
+
+def step(
+    function: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any
+) -> Any:
+    """Make a function a step of the workflows that call it.
+
+    Its arguments are free; its result has to be something the codec stores
+    (JSON with dates, UUIDs, decimals, enums, dataclasses, pydantic models).
+    A step whose result is committed never runs again in that run; one that
+    was in flight when its worker died does, so outside effects want an
+    `idempotency_key` and database writes want `session`.
+
+    Args:
+        function: what to remember.
+        name: name in the history; by default module and function name. Give
+            one before you rename or move a function that runs may be in.
+        max_retries: how often a failed attempt is repeated after a pause,
+            3 by default; None: without end.
+        retry_backoff: seconds before the first repetition, doubled for each
+            further one; 1 by default.
+        retry_backoff_max: longest pause in seconds, 600 by default.
+        retry_jitter: whether pauses are spread at random, True by default.
+        autoretry_for: exceptions to repeat whatever the classification says.
+        dont_autoretry_for: exceptions never to repeat.
+        classify: function that is given the exception and returns a
+            `RetryClass`, or None to leave the decision to the built-in table.
+        **options: the rest of these.
+
+    Raises:
+        OptionError: an option is unknown or has a wrong value, or another
+            function has this name.
+
+    Example:
+        >>> @step(max_retries=5)
+        ... def add(a: int, b: int) -> int:
+        ...     return a + b
+        >>> add(1, 2)  # outside a workflow: the plain function
+        3
+    """
+    if function is None:
+        return lambda decorated: _make(decorated, name, options)
+    return _make(function, name, options)
+
+
+def run_step(name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run a function as a step under ``name``, with the default options.
+
+    For functions that are not yours to decorate.
+
+    Raises:
+        NotInWorkflow: outside a workflow's body.
+    """
+    execution = active("run_step")
+    if execution.in_step:
+        return function(*args, **kwargs)
+    result: R = execution.step(Step(function, name, RetryPolicy()), args, kwargs)
+    return result
+
+
+def _make(function: Callable[..., Any], name: str | None, options: dict[str, Any]) -> Any:
+    if not callable(function):
+        raise OptionError(
+            f"@step goes on a function, not on {function!r}; options are given by keyword"
+        )
+    if name is not None and (not isinstance(name, str) or not name):
+        raise OptionError(f"@step(name=...) takes a non-empty text, not {name!r}")
+    name = name or f"{function.__module__}.{function.__qualname__}"
+    _register(name, function)
+    return Step(function, name, RetryPolicy.from_options(**options))
+
+
+def _register(name: str, function: Callable[..., Any]) -> None:
+    code = getattr(function, "__code__", None)
+    place = (code.co_filename, code.co_firstlineno) if code else (repr(function), 0)
+    known = _registered.setdefault(name, place)
+    if known != place:
+        raise OptionError(
+            f"two functions are steps under the name {name!r}: one at {known[0]}:{known[1]}, one"
+            f" at {place[0]}:{place[1]}. Give one of them another name with @step(name=...)"
+        )

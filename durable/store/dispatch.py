@@ -1,0 +1,119 @@
+"""The dispatcher's one statement: which runs to ring now, and how long it may sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from durable.store.pool import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Doorbell:
+    """A message to publish for a run."""
+
+    id: str
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is to be rung now.
+
+    Attributes:
+        doorbells: messages to publish.
+        more: whether the batch was full.
+        next_in: seconds until the next timer that is known now; None: none.
+    """
+
+    doorbells: Sequence[Doorbell]
+    more: bool
+    next_in: float | None
+
+
+# SKIP LOCKED lets every worker's dispatcher take other rows. Two ways in:
+#   fresh  something has come due and was not rung yet: always.
+#   again  a message was published but nobody claimed: only while a worker of
+#          that queue reports a free slot, since with all of them busy the
+#          message just waits its turn. Its age doubles the pause, so that a
+#          task's rate limit does not collect messages without end.
+# Only names that a live worker has registered are rung; the rest wait, visible.
+# Deadlines and expiry end a run here, wherever it is; one that runs is fenced
+# by it. A run with a Celery continuation is rung for that.
+_DUE = """
+WITH fresh AS MATERIALIZED (
+    SELECT id FROM durable.workflow_runs
+     WHERE namespace_id = %(namespace)s AND NOT rung AND available_at <= now()
+       AND (workflow_name = ANY(%(names)s) OR deadline_at <= now() OR expires_at <= now())
+     ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+), again AS MATERIALIZED (
+    SELECT id FROM durable.workflow_runs
+     WHERE namespace_id = %(namespace)s AND rung AND available_at <= now()
+       AND (   (workflow_name = ANY(%(names)s)
+                AND (queue = ANY(%(idle_queues)s) OR (queue IS NULL AND %(idle)s)))
+            OR deadline_at <= now() OR expires_at <= now())
+     ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+), due AS (
+    SELECT r.id, r.status = ANY('{succeeded,failed,canceled}') AS ended,
+           coalesce(r.expires_at <= now(), false) AS expired,
+           coalesce(r.deadline_at <= now(), false) AS late
+      FROM durable.workflow_runs r WHERE r.id IN (TABLE fresh UNION ALL TABLE again)
+), rung AS (
+    UPDATE durable.workflow_runs r
+       SET status = CASE WHEN ended THEN r.status WHEN expired THEN 'canceled'
+                         WHEN late THEN 'failed' ELSE 'pending' END,
+           reason = CASE WHEN ended THEN r.reason WHEN expired THEN 'expired'
+                         WHEN late THEN 'deadline' ELSE r.reason END,
+           error = CASE WHEN late AND NOT ended AND NOT expired THEN %(late)s ELSE r.error END,
+           completed_at = CASE WHEN ended THEN r.completed_at
+                               WHEN expired OR late THEN now() END,
+           attempt = r.attempt + CASE WHEN late AND NOT ended THEN 1 ELSE 0 END,
+           rung = ended OR r.tail OR NOT (expired OR late),
+           available_at = CASE
+               WHEN (expired OR late) AND NOT ended AND NOT r.tail THEN 'infinity'
+               ELSE least(now() + greatest(make_interval(secs => %(ring_again)s),
+                                           CASE WHEN r.rung THEN now() - r.created_at END),
+                          CASE WHEN NOT (ended OR expired OR late) THEN r.deadline_at END,
+                          CASE WHEN NOT (ended OR expired OR late) THEN r.expires_at END) END
+      FROM due WHERE r.id = due.id
+    RETURNING r.id, r.workflow_name, r.message, r.rung
+)
+SELECT id::text, workflow_name, message::text FROM rung WHERE rung
+UNION ALL
+SELECT NULL, (SELECT count(*)::text FROM due), (
+    SELECT extract(epoch FROM min(available_at) - now())::text FROM durable.workflow_runs
+     WHERE namespace_id = %(namespace)s AND NOT rung
+       AND available_at > now() AND available_at < 'infinity')
+"""
+
+
+def due(
+    conn: Connection,
+    namespace: str,
+    *,
+    names: Sequence[str],
+    idle_queues: Sequence[str],
+    batch: int,
+    ring_again: float,
+    late_error: str,
+) -> Due:
+    """Take up to ``batch`` due runs, mark them rung, return what to publish."""
+    rows = conn.execute(
+        _DUE,
+        {
+            "namespace": namespace,
+            "names": list(names),
+            "idle_queues": list(idle_queues),
+            "idle": bool(idle_queues),
+            "batch": batch,
+            "ring_again": ring_again,
+            "late": late_error,
+        },
+    ).fetchall()
+    *doorbells, (_, count, next_in) = rows
+    return Due(
+        [Doorbell(*row) for row in doorbells],
+        more=int(count) >= batch,
+        next_in=None if next_in is None else float(next_in),
+    )

@@ -1,0 +1,185 @@
+"""Connections to Postgres: one small pool a process, safe across forks and restarts."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import psycopg
+from psycopg.adapt import Loader
+from psycopg_pool import ConnectionPool
+
+from durable.errors import DatabaseReadOnly, DatabaseUnavailable
+from durable.store.errors import is_disconnect, translated
+from durable.store.migrate import ensure_schema
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+
+#: Pools of the parent, kept in a forked child so that nothing closes them:
+#: closing would say goodbye on a socket that the parent still uses.
+_inherited: list[object] = []
+
+
+class _JsonText(Loader):
+    """Leaves ``json`` as the text that the codec wrote; parsing is the codec's work."""
+
+    def load(self, data: Any) -> str:
+        return str(bytes(data), "utf-8")
+
+
+class Database:
+    """Runs the store's queries, each with a connection of its own for that long.
+
+    Args:
+        url: address of the server, asked for at the first connection, so that
+            constructing this costs nothing and starts nothing.
+        pool_size: most connections that this process opens here.
+        connect_timeout: seconds.
+        prepare_threshold: how often a statement runs before the server
+            prepares it; None: never (PgBouncer).
+        auto_migrate: whether the first connection may create the schema.
+    """
+
+    def __init__(
+        self,
+        url: Callable[[], str],
+        *,
+        pool_size: int = 4,
+        connect_timeout: float = 5.0,
+        prepare_threshold: int | None = 5,
+        auto_migrate: bool = True,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._url = url
+        self._pool_size = pool_size
+        self._connect_timeout = connect_timeout
+        self._prepare_threshold = prepare_threshold
+        self._auto_migrate = auto_migrate
+        self._sleep = sleep
+        self._jitter = jitter
+        self._pool: ConnectionPool[Connection] | None = None
+        self._lock = threading.Lock()
+        forked = weakref.WeakMethod(self._after_fork)
+        os.register_at_fork(after_in_child=lambda: (method := forked()) and method())
+
+    @property
+    def url(self) -> str:
+        """Address of the server, as libpq takes it."""
+        return self._url()
+
+    def connect(self, **options: object) -> Connection:
+        """Open a connection outside the pool, for a thread that keeps it."""
+        with translated():
+            conn = psycopg.connect(
+                self.url, autocommit=True, **{**self._connection_options(), **options}
+            )
+        _configure(conn)
+        return conn
+
+    def call(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run ``query(connection, ...)``; once more if the connection turns out dead.
+
+        So every query of the store has to be safe to repeat: one that was
+        committed while its answer got lost finds its own work done.
+
+        Raises:
+            DatabaseUnavailable: there is no server to talk to.
+        """
+        with translated():
+            try:
+                return self._once(query, *args, **kwargs)
+            except Exception as exc:
+                if not is_disconnect(exc):
+                    raise
+            self._discard_pool()
+            return self._once(query, *args, **kwargs)
+
+    def patiently(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Like `call`, but wait for a server that is away, for as long as it takes.
+
+        For results of work that has been done: giving up would do it twice.
+        """
+        pause = 0.05
+        while True:
+            try:
+                return self.call(query, *args, **kwargs)
+            except (DatabaseUnavailable, DatabaseReadOnly):
+                self._sleep(pause * (0.5 + self._jitter()))
+                pause = min(pause * 2, 2.0)
+
+    def close(self) -> None:
+        """Close this process's connections; the next call opens new ones."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close(timeout=1)
+
+    def _once(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        pool = self._pool or self._open_pool()
+        conn = pool.getconn()
+        try:
+            return query(conn, *args, **kwargs)
+        finally:
+            pool.putconn(conn)
+
+    def _open_pool(self) -> ConnectionPool[Connection]:
+        with self._lock:
+            if self._pool is None:
+                with self.connect() as conn:  # a plain error at once, not a pool's timeout
+                    ensure_schema(conn, self.url, auto=self._auto_migrate)
+                self._pool = ConnectionPool(
+                    self.url,
+                    min_size=0,
+                    max_size=self._pool_size,
+                    open=True,
+                    timeout=self._connect_timeout,
+                    reconnect_timeout=self._connect_timeout,
+                    max_idle=300,
+                    num_workers=1,
+                    configure=_configure,
+                    kwargs={"autocommit": True, **self._connection_options()},
+                )
+            return self._pool
+
+    def _after_fork(self) -> None:
+        """Forget the parent's connections, and the lock that one of its threads may hold."""
+        _inherited.append(self._pool)
+        self._pool = None
+        self._lock = threading.Lock()
+
+    def _discard_pool(self) -> None:
+        """After one dead connection suspect all: a restart kills every one of them."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close(timeout=0)
+
+    def _connection_options(self) -> dict[str, object]:
+        return {
+            "connect_timeout": max(2, round(self._connect_timeout)),
+            "prepare_threshold": self._prepare_threshold,
+            "application_name": "celery-durable",
+            # A server that vanished without a word is noticed in seconds.
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
+        }
+
+
+def _configure(conn: Connection) -> None:
+    conn.adapters.register_loader("json", _JsonText)

@@ -1,0 +1,454 @@
+"""Queries on ``workflow_runs``: start, claim, park, end, control.
+
+Each function is one round trip and one commit. A run's life is a chain of
+compare-and-swaps on ``attempt``, the fence: a claim and a take-over raise it,
+every write of a worker names the one it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timezone
+from typing import Any
+
+from psycopg.rows import class_row
+
+from durable.store.pool import Connection
+from durable.store.steps import StepAttempt
+
+#: Where the dispatcher listens. The payload is the namespace.
+CHANNEL = "durable"
+
+ENDED = frozenset({"succeeded", "failed", "canceled"})
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run as it is inserted. Durations in seconds; JSON as text."""
+
+    id: str
+    namespace: str
+    name: str
+    input: str
+    message: str
+    version: str | None = None
+    queue: str | None = None
+    delay: float | None = None
+    deadline: float | None = None
+    expires: float | None = None
+    rung: bool = True
+    ring_again: float = 20.0
+    tail: bool = False
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a worker is given with a run."""
+
+    id: str
+    name: str
+    status: str
+    attempt: int
+    wake: int
+    input: str
+    message: str
+    output: str | None
+    error: str | None
+    retries: int
+    control: str | None
+    reason: str | None
+    tail: bool
+    recoveries: int
+    replaying: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run as clients see it. JSON as text, times as aware datetimes."""
+
+    id: str
+    namespace: str
+    name: str
+    status: str
+    worker_id: str | None
+    attempt: int
+    retries: int
+    recoveries: int
+    reason: str | None
+    input: str | None
+    output: str | None
+    error: str | None
+    progress: str | None
+    created_at: Any
+    started_at: Any
+    completed_at: Any
+    available_at: Any
+    deadline_at: Any
+
+
+# A run is accepted when this is committed. A repeat after a lost answer finds
+# its own row; so does the second of two beats that start one entry.
+# `available_at` of a run whose message is about to be published is the time
+# at which the dispatcher starts to doubt that the message lives.
+_INSERT = """
+INSERT INTO durable.workflow_runs
+       (id, namespace_id, workflow_name, version, status, input, message, queue, rung, tail,
+        context, available_at, deadline_at, expires_at)
+VALUES (%(id)s, %(namespace)s, %(name)s, %(version)s,
+        CASE WHEN %(delay)s::float8 IS NULL THEN 'pending' ELSE 'sleeping' END,
+        %(input)s, %(message)s, %(queue)s, %(rung)s, %(tail)s,
+        CASE WHEN %(parent)s::text IS NULL THEN NULL
+             ELSE jsonb_build_object('started_by', %(parent)s::text) END,
+        least(now() + make_interval(secs => coalesce(%(delay)s::float8,
+                  CASE WHEN %(rung)s THEN %(ring_again)s ELSE 0 END)),
+              now() + make_interval(secs => %(deadline)s::float8),
+              now() + make_interval(secs => %(expires)s::float8)),
+        now() + make_interval(secs => %(deadline)s::float8),
+        now() + make_interval(secs => %(expires)s::float8))
+ON CONFLICT (id) DO NOTHING
+"""
+
+
+def insert(conn: Connection, run: NewRun) -> bool:
+    """Accept a run. False: a run of that id was there already."""
+    params = {field: getattr(run, field) for field in NewRun.__slots__}
+    return conn.execute(_INSERT, params).rowcount == 1
+
+
+# Races: of two messages for one run, the row lock lets one UPDATE see
+# 'pending' and the other 'running'. A run that has ended is claimable only
+# while the dispatcher has rung it for its undelivered continuation, once per
+# ring. An expired run stays for the dispatcher to end.
+_CLAIM = """
+UPDATE durable.workflow_runs
+   SET status = CASE WHEN status = 'pending' THEN 'running' ELSE status END,
+       attempt = attempt + 1,
+       worker_id = %(worker)s,
+       child_pid = %(pid)s,
+       rung = false,
+       available_at = CASE WHEN status = 'pending' THEN coalesce(deadline_at, 'infinity')
+                           ELSE now() + make_interval(secs => %(tail_timeout)s) END,
+       expires_at = NULL,
+       started_at = coalesce(started_at, now()),
+       claimed_at = now()
+ WHERE id = %(id)s AND namespace_id = %(namespace)s
+   AND (   (status = 'pending' AND (expires_at IS NULL OR expires_at > now()))
+        OR (status IN ('succeeded', 'failed', 'canceled') AND rung))
+RETURNING id::text, workflow_name AS name, status, attempt, wake, input, message, output, error,
+          retries, control, reason, tail, recoveries, attempt > 1 AS replaying
+"""
+
+# The second statement of the claim's transaction takes its snapshot after the
+# first one got the row lock. As one statement with a CTE it returned the
+# history as it was before the lock: a step committed meanwhile was missing.
+_HISTORY = """
+SELECT branch, ordinal, step_name, attempt, kind, status, output, error, context::text
+  FROM durable.step_attempts
+ WHERE workflow_run_id = %(id)s AND set_aside = 0
+ ORDER BY branch, ordinal, step_name, attempt
+"""
+
+StepRecord = tuple[str, int, str, int, str, str, "str | None", "str | None", "str | None"]
+
+
+def claim(
+    conn: Connection, run_id: str, namespace: str, *, worker: str, pid: int, tail_timeout: float
+) -> tuple[Claim, Sequence[StepRecord]] | None:
+    """Take a run and its whole history. None: it is not there for the taking."""
+    params = {
+        "id": run_id,
+        "namespace": namespace,
+        "worker": worker,
+        "pid": pid,
+        "tail_timeout": tail_timeout,
+    }
+    # No BEGIN: the statements of one pipeline are one transaction.
+    with conn.pipeline(), conn.cursor(row_factory=class_row(Claim)) as run:
+        run.execute(_CLAIM, params)
+        steps = conn.execute(_HISTORY, params)
+        claimed = run.fetchone()
+        return None if claimed is None else (claimed, steps.fetchall())
+
+
+# The outcome, once. A repeat after a lost answer matches nothing, and
+# `is_ours` then tells it from a lost run.
+_FINISH = """
+UPDATE durable.workflow_runs
+   SET status = %(status)s, output = %(output)s, error = %(error)s, reason = %(reason)s,
+       completed_at = now(), child_pid = NULL, rung = false,
+       available_at = CASE WHEN tail THEN now() + make_interval(secs => %(tail_timeout)s)
+                           ELSE 'infinity' END
+ WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
+"""
+
+
+def finish(
+    conn: Connection,
+    run_id: str,
+    attempt: int,
+    status: str,
+    *,
+    tail_timeout: float,
+    output: str | None = None,
+    error: str | None = None,
+    reason: str | None = None,
+) -> bool:
+    """End a run. False: it is no longer this attempt's to end."""
+    params = {
+        "id": run_id,
+        "attempt": attempt,
+        "status": status,
+        "output": output,
+        "error": error,
+        "reason": reason,
+        "tail_timeout": tail_timeout,
+    }
+    if conn.execute(_FINISH, params).rowcount == 1:
+        return True
+    return _state(conn, run_id) == (attempt, status)
+
+
+# Parking is a compare-and-swap on `attempt` and `wake`. Whatever wakes a run
+# updates it by primary key alone and raises `wake`: if that came first, the
+# run goes straight back to 'pending'; if the park came first, the waker waits
+# for the row and finds it parked. A waker that asked for status = 'waiting'
+# matched nothing beside an uncommitted park, and the wake-up was lost.
+# A due time close by is announced, as the dispatcher may sleep past it.
+_PARK = """
+WITH parked AS (
+    UPDATE durable.workflow_runs
+       SET status = CASE WHEN wake <> %(wake)s THEN 'pending' ELSE %(status)s END,
+           available_at = CASE WHEN wake <> %(wake)s OR %(status)s = 'pending' THEN now()
+                               ELSE least(now() + make_interval(secs => %(delay)s::float8),
+                                          deadline_at, 'infinity') END,
+           retries = retries + %(retries)s, generation = generation + %(retries)s,
+           reason = %(reason)s, error = coalesce(%(error)s, error),
+           child_pid = NULL, rung = false
+     WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
+    RETURNING id, namespace_id, available_at, generation
+), step AS (
+    INSERT INTO durable.step_attempts
+           (workflow_run_id, branch, ordinal, step_name, attempt, kind, status, error, context,
+            created_at, completed_at)
+    SELECT id, %(branch)s, %(ordinal)s, %(step_name)s, %(step_attempt)s, 'run', 'failed',
+           %(step_error)s, %(step_context)s, now() - make_interval(secs => %(seconds)s), now()
+      FROM parked WHERE %(step_name)s::text IS NOT NULL
+    ON CONFLICT DO NOTHING
+), again AS (
+    UPDATE durable.step_attempts s
+       SET set_aside = parked.generation
+      FROM parked
+     WHERE s.workflow_run_id = parked.id AND s.set_aside = 0 AND s.status = 'failed'
+       AND %(retries)s = 1
+)
+SELECT CASE WHEN available_at < now() + make_interval(secs => %(near)s)
+            THEN pg_notify('durable', namespace_id) END
+  FROM parked
+"""
+
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """How a run gives its slot back.
+
+    Attributes:
+        status: ``sleeping``, ``waiting``, ``paused``, or ``pending`` to be
+            rung again at once.
+        delay: seconds until due; None: until something wakes it.
+        retry: whether this is a retry of the whole body; failed steps are
+            then set aside, so that they run again.
+        near: seconds; a due time nearer than this is announced.
+    """
+
+    status: str
+    reason: str
+    delay: float | None = None
+    error: str | None = None
+    retry: bool = False
+    near: float = 5.0
+
+
+def park(
+    conn: Connection,
+    run_id: str,
+    attempt: int,
+    wake: int,
+    how: Park,
+    failed: StepAttempt | None = None,
+) -> bool:
+    """Park a run, and record the failed step that made it wait, in one statement.
+
+    False: the run is no longer this attempt's.
+    """
+    params = {
+        "id": run_id,
+        "attempt": attempt,
+        "wake": wake,
+        "status": how.status,
+        "delay": how.delay,
+        "reason": how.reason,
+        "error": how.error,
+        "retries": int(how.retry),
+        "near": how.near,
+        "branch": failed and failed.branch,
+        "ordinal": failed and failed.ordinal,
+        "step_name": failed and failed.name,
+        "step_attempt": failed and failed.attempt,
+        "step_error": failed and failed.error,
+        "step_context": failed and failed.context,
+        "seconds": failed.seconds if failed else 0.0,
+    }
+    return conn.execute(_PARK, params).rowcount == 1
+
+
+# Cancelling a run that runs asks its worker, who looks at the next step;
+# any other run that has not ended ends here. By primary key alone, so that it
+# waits for a park that is being committed instead of missing it. A canceled
+# run with a Celery continuation is rung: Celery answers chords and results.
+_CANCEL = """
+UPDATE durable.workflow_runs
+   SET control = CASE WHEN status = 'running' THEN 'cancel' ELSE control END,
+       wake = wake + 1,
+       status = CASE WHEN status = 'running' THEN status ELSE 'canceled' END,
+       reason = %(reason)s,
+       completed_at = CASE WHEN status = 'running' THEN NULL ELSE now() END,
+       rung = CASE WHEN status = 'running' THEN rung ELSE false END,
+       available_at = CASE WHEN status = 'running' THEN available_at
+                           WHEN tail THEN now() ELSE 'infinity' END
+ WHERE id = ANY(%(ids)s::uuid[]) AND namespace_id = %(namespace)s
+   AND status NOT IN ('succeeded', 'failed', 'canceled')
+RETURNING id::text, status, CASE WHEN tail THEN pg_notify('durable', namespace_id) END
+"""
+
+
+def cancel(
+    conn: Connection, run_ids: Sequence[str], namespace: str, reason: str
+) -> dict[str, str]:
+    """Cancel runs; their new statuses by id. Ended and unknown ones are left out."""
+    params = {"ids": list(run_ids), "namespace": namespace, "reason": reason}
+    return {row[0]: row[1] for row in conn.execute(_CANCEL, params).fetchall()}
+
+
+# A hard time limit: the child is about to be killed by its pool. Ended by
+# worker, as the main process does not know the attempt.
+_FAIL_HELD = """
+UPDATE durable.workflow_runs
+   SET status = 'failed', error = %(error)s, reason = %(reason)s, completed_at = now(),
+       attempt = attempt + 1, rung = false, child_pid = NULL,
+       available_at = CASE WHEN tail THEN now() ELSE 'infinity' END
+ WHERE id = %(id)s AND status = 'running' AND worker_id = %(worker)s
+RETURNING CASE WHEN tail THEN pg_notify('durable', namespace_id) END
+"""
+
+
+def fail_held(conn: Connection, run_id: str, worker: str, error: str, reason: str) -> bool:
+    """Fail a run that ``worker`` holds, from outside its child."""
+    params = {"id": run_id, "worker": worker, "error": error, "reason": reason}
+    return conn.execute(_FAIL_HELD, params).rowcount == 1
+
+
+# Only while the run is in this claim's hands or its outcome is unchanged: a
+# restart meanwhile owes a new continuation.
+_TAIL_DONE = """
+UPDATE durable.workflow_runs
+   SET available_at = 'infinity'
+ WHERE id = %(id)s AND attempt = %(attempt)s AND status IN ('succeeded', 'failed', 'canceled')
+"""
+
+
+def tail_done(conn: Connection, run_id: str, attempt: int) -> None:
+    """Note that Celery has delivered what follows the end of the run."""
+    conn.execute(_TAIL_DONE, {"id": run_id, "attempt": attempt})
+
+
+# The publish failed, or a message was lost for sure: the dispatcher is to
+# ring. Not if a worker has it by now.
+_UNRING = """
+UPDATE durable.workflow_runs
+   SET rung = false, available_at = now() + make_interval(secs => %(delay)s)
+ WHERE id = ANY(%(ids)s::uuid[]) AND rung
+RETURNING CASE WHEN %(delay)s < 1 THEN pg_notify('durable', namespace_id) END
+"""
+
+
+def unring(conn: Connection, run_ids: Sequence[str], delay: float = 0.0) -> None:
+    """Have the dispatcher ring these runs (again) in ``delay`` seconds."""
+    conn.execute(_UNRING, {"ids": list(run_ids), "delay": delay})
+
+
+_SET_PROGRESS = """
+UPDATE durable.workflow_runs SET progress = %(progress)s
+ WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
+"""
+
+
+def set_progress(conn: Connection, run_id: str, attempt: int, progress: str) -> bool:
+    """Store what `durable.set_progress` and ``update_state`` report."""
+    params = {"id": run_id, "attempt": attempt, "progress": progress}
+    return conn.execute(_SET_PROGRESS, params).rowcount == 1
+
+
+_GET = """
+SELECT id::text, namespace_id AS namespace, workflow_name AS name, status, worker_id, attempt,
+       retries, recoveries, reason, input, output, error, progress,
+       created_at, started_at, completed_at,
+       nullif(available_at, 'infinity') AS available_at, deadline_at
+  FROM durable.workflow_runs
+ WHERE id = %(id)s AND namespace_id = %(namespace)s
+"""
+
+
+def get(conn: Connection, run_id: str, namespace: str) -> RunRow | None:
+    """Load a run as clients see it."""
+    with conn.cursor(row_factory=class_row(RunRow)) as cursor:
+        return cursor.execute(_GET, {"id": run_id, "namespace": namespace}).fetchone()
+
+
+_OUTCOME = """
+SELECT status, started_at IS NOT NULL, reason,
+       CASE WHEN status = 'succeeded' THEN output END,
+       CASE WHEN status = 'failed' THEN error END,
+       CASE WHEN status NOT IN ('succeeded', 'failed', 'canceled') THEN progress END
+  FROM durable.workflow_runs
+ WHERE id = %(id)s AND namespace_id = %(namespace)s
+"""
+
+Outcome = tuple[str, bool, "str | None", "str | None", "str | None", "str | None"]
+
+
+def outcome(conn: Connection, run_id: str, namespace: str) -> Outcome | None:
+    """Load status, reason, output, error and progress: what ``get()`` polls."""
+    row: Outcome | None = conn.execute(
+        _OUTCOME, {"id": run_id, "namespace": namespace}
+    ).fetchone()
+    return row
+
+
+_STATE = "SELECT attempt, status FROM durable.workflow_runs WHERE id = %(id)s"
+
+
+def _state(conn: Connection, run_id: str) -> tuple[int, str] | None:
+    row: tuple[int, str] | None = conn.execute(_STATE, {"id": run_id}).fetchone()
+    return row
+
+
+def now(conn: Connection) -> Any:
+    """Read the database's clock: an aware datetime in UTC."""
+    row = conn.execute("SELECT clock_timestamp() AT TIME ZONE 'utc'").fetchone()
+    assert row is not None
+    return row[0].replace(tzinfo=timezone.utc)
+
+
+_KNOWN = """
+SELECT id::text FROM durable.workflow_runs
+ WHERE id = ANY(%(ids)s::uuid[]) AND namespace_id = %(namespace)s
+"""
+
+
+def known(conn: Connection, run_ids: Sequence[str], namespace: str) -> set[str]:
+    """Tell which of these ids are runs of the namespace."""
+    params = {"ids": list(run_ids), "namespace": namespace}
+    return {row[0] for row in conn.execute(_KNOWN, params).fetchall()}

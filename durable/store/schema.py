@@ -1,0 +1,126 @@
+"""The tables, as SQLAlchemy metadata: for Alembic, for users' own queries, for tests.
+
+At run time the package speaks plain SQL (the other modules of this
+folder); this module is imported for migrations only.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+SCHEMA = "durable"
+
+metadata = sa.MetaData(schema=SCHEMA)
+
+_now = sa.text("now()")
+_timestamp = sa.DateTime(timezone=True)
+
+workflow_runs = sa.Table(
+    "workflow_runs",
+    metadata,
+    sa.Column("id", pg.UUID, primary_key=True, server_default=sa.text("gen_random_uuid()")),
+    sa.Column("namespace_id", sa.Text, nullable=False, server_default="default"),
+    sa.Column("workflow_name", sa.Text, nullable=False),
+    sa.Column("version", sa.Text),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("worker_id", sa.Text, comment="worker of the last claim; stays after the end"),
+    sa.Column("config", pg.JSONB, nullable=False, server_default="{}"),
+    sa.Column("context", pg.JSONB),
+    sa.Column("input", pg.JSON, comment='{"args": [...], "kwargs": {...}}'),
+    sa.Column("output", pg.JSON),
+    sa.Column("error", pg.JSON),
+    sa.Column("available_at", _timestamp, nullable=False, server_default=_now),
+    sa.Column("deadline_at", _timestamp),
+    sa.Column("created_at", _timestamp, nullable=False, server_default=_now),
+    sa.Column("completed_at", _timestamp),
+    sa.Column("started_at", _timestamp, comment="first claim"),
+    sa.Column("claimed_at", _timestamp, comment="latest claim"),
+    sa.Column("expires_at", _timestamp, comment="dropped if not claimed by then"),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="the fence"),
+    sa.Column("wake", sa.Integer, nullable=False, server_default="0", comment="wake-ups so far"),
+    sa.Column("rung", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("tail", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("queue", sa.Text),
+    sa.Column("message", pg.JSON, comment="publish options, canvas included"),
+    sa.Column("child_pid", sa.Integer),
+    sa.Column("retries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("recoveries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("generation", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("control", sa.Text, comment="asked of a running run: cancel"),
+    sa.Column("reason", sa.Text, comment="why it is parked, paused or ended from outside"),
+    sa.Column("progress", pg.JSON),
+    sa.CheckConstraint(
+        "status IN ('pending', 'running', 'sleeping', 'waiting', 'paused',"
+        " 'succeeded', 'failed', 'canceled')",
+        name="workflow_runs_status",
+    ),
+)
+
+# Every timer of the system: what the dispatcher has to look at, and nothing else.
+sa.Index(
+    "workflow_runs_due",
+    workflow_runs.c.namespace_id,
+    workflow_runs.c.rung,
+    workflow_runs.c.available_at,
+    postgresql_where=sa.text("available_at < 'infinity'"),
+)
+# Who holds what: take-over of a dead worker, release of a dead child.
+sa.Index(
+    "workflow_runs_running",
+    workflow_runs.c.worker_id,
+    postgresql_where=sa.text("status = 'running'"),
+)
+
+step_attempts = sa.Table(
+    "step_attempts",
+    metadata,
+    # No foreign key: its check would cost each step a second look at the run
+    # row that the fence has just locked. A trigger on workflow_runs cascades.
+    sa.Column("workflow_run_id", pg.UUID, primary_key=True),
+    sa.Column("branch", sa.Text, primary_key=True, server_default=""),
+    sa.Column("ordinal", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("step_name", sa.Text, primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column(
+        "set_aside",
+        sa.Integer,
+        primary_key=True,
+        autoincrement=False,
+        server_default="0",
+        comment="0: counts; else the generation that discarded it",
+    ),
+    sa.Column("id", pg.UUID, nullable=False, server_default=sa.text("gen_random_uuid()")),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("config", pg.JSONB, nullable=False, server_default="{}"),
+    sa.Column("context", pg.JSONB),
+    sa.Column("output", pg.JSON),
+    sa.Column("error", pg.JSON),
+    sa.Column("created_at", _timestamp, nullable=False, server_default=_now),
+    sa.Column("completed_at", _timestamp),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True, comment="host name and incarnation"),
+    sa.Column("namespace_id", sa.Text, nullable=False),
+    sa.Column("hostname", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("pool", sa.Text, nullable=False),
+    sa.Column("concurrency", sa.Integer, nullable=False),
+    sa.Column("queues", pg.ARRAY(sa.Text), nullable=False),
+    sa.Column("workflows", pg.ARRAY(sa.Text), nullable=False),
+    sa.Column("beat", sa.BigInteger, nullable=False),
+    sa.Column("free_slots", sa.Integer, nullable=False),
+    sa.Column("idle_beats", sa.Integer, nullable=False, comment="beats in a row with a free slot"),
+    sa.Column("started_at", _timestamp, nullable=False, server_default=_now),
+    sa.Column("beat_at", _timestamp, nullable=False, server_default=_now),
+)
+
+schema_info = sa.Table(
+    "schema_info",
+    metadata,
+    sa.Column("min_code_version", sa.Integer, primary_key=True, autoincrement=False),
+)

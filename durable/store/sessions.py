@@ -1,0 +1,93 @@
+"""SQLAlchemy sessions for `durable.session()`: the user's rows and ours in one commit."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from durable.store.errors import is_disconnect
+from durable.store.steps import StepAttempt, Written, record_in
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+    from durable.store.pool import Database
+
+
+class Sessions:
+    """Hands out sessions on the store's database; its engine is made on first use."""
+
+    def __init__(self, database: Database, pool_size: int) -> None:
+        self._database = database
+        self._pool_size = pool_size
+        self._engine: Engine | None = None
+        forked = weakref.WeakMethod(self._after_fork)
+        os.register_at_fork(after_in_child=lambda: (method := forked()) and method())
+
+    def open(self) -> StepTransaction:
+        """Begin the transaction of one attempt of one step."""
+        from sqlalchemy.orm import Session
+
+        if self._engine is None:
+            self._engine = self._make_engine()
+        return StepTransaction(Session(self._engine))
+
+    def _make_engine(self) -> Engine:
+        from sqlalchemy import create_engine
+
+        return create_engine(
+            "postgresql+psycopg://",
+            creator=lambda: self._database.connect(autocommit=False),
+            pool_size=self._pool_size,
+            max_overflow=0,
+            pool_pre_ping=True,
+        )
+
+    def _after_fork(self) -> None:
+        if self._engine is not None:
+            self._engine.dispose(close=False)  # the sockets are the parent's
+
+
+class StepTransaction:
+    """A session and the step that is committed with it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def commit(self, step: StepAttempt) -> Written | None:
+        """Record the step and commit; None: the answer was lost, ask `was_recorded`.
+
+        Raises:
+            Exception: what the flush or the commit raised; nothing is stored then.
+        """
+        try:
+            connection: Any = self.session.connection()  # flush needs it, and so do we
+            self.session.flush()
+            cursor = connection.connection.cursor()
+            written = record_in(cursor, step)
+            cursor.close()
+            if written is Written.FENCED:
+                self.rollback()
+            else:
+                self.session.commit()
+        except Exception as exc:
+            self.rollback()
+            if is_disconnect(getattr(exc, "orig", exc)):
+                return None
+            raise
+        else:
+            return written
+        finally:
+            self.session.close()
+
+    def rollback(self) -> None:
+        """Throw everything away; a connection that is gone did so already."""
+        try:
+            self.session.rollback()
+        except Exception as exc:
+            if not is_disconnect(getattr(exc, "orig", exc)):
+                raise
+        finally:
+            self.session.close()

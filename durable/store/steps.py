@@ -1,0 +1,163 @@
+"""Queries on ``step_attempts``: the one statement that a step costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from durable.store.pool import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class StepAttempt:
+    """One attempt of one step, as it is recorded when it has ended.
+
+    Attributes:
+        fence: the run's ``attempt`` that this belongs to.
+        seconds: how long the body ran, by the worker's monotonic clock.
+        context: JSON text with ``class``, ``reason`` and ``final`` of a failure.
+    """
+
+    run_id: str
+    fence: int
+    branch: str
+    ordinal: int
+    name: str
+    attempt: int
+    kind: str
+    status: str
+    seconds: float
+    output: str | None = None
+    error: str | None = None
+    context: str | None = None
+
+
+class Written(Enum):
+    """What became of a step's record."""
+
+    RECORDED = "recorded"
+    FENCED = "fenced"  # the run is another worker's by now: stop
+    CONTROLLED = "controlled"  # recorded, and somebody asked the run to stop
+
+
+# FOR SHARE: without the lock a claim fits between the look at the run and the
+# commit of the row, loads the history without this step, and runs it again.
+# `control` stands in the predicate instead of being returned: asking a run to
+# stop is rare, and then costs a second statement; a step pays nothing for it.
+# ON CONFLICT: a repeat after a lost answer finds the row in place.
+_RECORD = """
+INSERT INTO durable.step_attempts
+       (workflow_run_id, branch, ordinal, step_name, attempt, kind, status, output, error,
+        context, created_at, completed_at)
+SELECT id, %s, %s, %s, %s, %s, %s, %s, %s, %s, statement_timestamp() - make_interval(secs => %s),
+       statement_timestamp()
+  FROM durable.workflow_runs
+ WHERE id = %s AND attempt = %s AND status = 'running' AND control IS NULL
+   FOR SHARE
+ON CONFLICT DO NOTHING
+"""
+
+# The same for a run that was asked to stop: what its step did is kept.
+_RECORD_CONTROLLED = _RECORD.replace("AND control IS NULL", "AND control IS NOT NULL")
+
+_LOOK = """
+SELECT r.attempt = %s AND r.status = 'running', r.control IS NOT NULL,
+       EXISTS (SELECT FROM durable.step_attempts s
+                WHERE s.workflow_run_id = r.id AND s.branch = %s AND s.ordinal = %s
+                  AND s.step_name = %s AND s.attempt = %s AND s.set_aside = 0)
+  FROM durable.workflow_runs r
+ WHERE r.id = %s
+"""
+
+
+def record(conn: Connection, step: StepAttempt) -> Written:
+    """Record an attempt of a step if the run is still this worker's."""
+    params = _params(step)
+    if conn.execute(_RECORD, params).rowcount == 1:
+        return Written.RECORDED
+    return _look_into(conn, step, params)
+
+
+def record_in(cursor: Any, step: StepAttempt) -> Written:
+    """Like `record`, as the last statement of a transaction that the caller commits."""
+    params = _params(step)
+    for statement, written in (
+        (_RECORD, Written.RECORDED),
+        (_RECORD_CONTROLLED, Written.CONTROLLED),
+    ):
+        cursor.execute(statement, params)
+        if cursor.rowcount == 1:
+            return written
+    return Written.FENCED
+
+
+def was_recorded(conn: Connection, step: StepAttempt) -> bool:
+    """Tell whether a commit whose answer was lost took place."""
+    row = conn.execute(_LOOK, _look_params(step)).fetchone()
+    return bool(row and row[2])
+
+
+def _look_into(conn: Connection, step: StepAttempt, params: tuple[object, ...]) -> Written:
+    row = conn.execute(_LOOK, _look_params(step)).fetchone()
+    ours, controlled, recorded = row or (False, False, False)
+    if not ours:
+        return Written.FENCED
+    if not controlled:
+        return Written.RECORDED if recorded else Written.FENCED
+    if recorded or conn.execute(_RECORD_CONTROLLED, params).rowcount == 1:
+        return Written.CONTROLLED
+    return Written.FENCED
+
+
+def _params(step: StepAttempt) -> tuple[object, ...]:
+    return (
+        step.branch,
+        step.ordinal,
+        step.name,
+        step.attempt,
+        step.kind,
+        step.status,
+        step.output,
+        step.error,
+        step.context,
+        step.seconds,
+        step.run_id,
+        step.fence,
+    )
+
+
+def _look_params(step: StepAttempt) -> tuple[object, ...]:
+    return (step.fence, step.branch, step.ordinal, step.name, step.attempt, step.run_id)
+
+
+_OF_RUN = """
+SELECT s.branch, s.ordinal, s.step_name, s.attempt, s.kind, s.status, s.output, s.error,
+       s.context::text, s.created_at, s.completed_at
+  FROM durable.step_attempts s JOIN durable.workflow_runs r ON r.id = s.workflow_run_id
+ WHERE r.id = %(id)s AND r.namespace_id = %(namespace)s AND s.set_aside = 0
+ ORDER BY s.branch, s.ordinal, s.attempt
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """An attempt of a step as clients see it. JSON as text, times as aware datetimes."""
+
+    branch: str
+    ordinal: int
+    name: str
+    attempt: int
+    kind: str
+    status: str
+    output: str | None
+    error: str | None
+    context: str | None
+    started_at: Any
+    completed_at: Any
+
+
+def of_run(conn: Connection, run_id: str, namespace: str) -> list[StepRow]:
+    """Load the attempts of a run's steps, in order."""
+    rows = conn.execute(_OF_RUN, {"id": run_id, "namespace": namespace}).fetchall()
+    return [StepRow(*row) for row in rows]

@@ -1,0 +1,283 @@
+"""``Workflow`` and ``@workflow``: the Celery task whose steps are remembered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+
+from celery import Task, shared_task
+from celery.exceptions import Retry
+
+from durable import boundary, context
+from durable.durations import parse_seconds
+from durable.errors import ConfigurationError, OptionError, Parked, UnsupportedByDurable
+from durable.result import DurableResult
+from durable.store.runs import Park
+
+if TYPE_CHECKING:
+    from celery.result import AsyncResult
+
+    from durable.app import Durable
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+_ROUTING = ("queue", "exchange", "routing_key")
+
+
+class Workflow(Task):  # type: ignore[misc]
+    """Base class of durable tasks: ``@app.task(base=durable.Workflow)``.
+
+    The app's own task class stays underneath: a class made from this one
+    gets ``app.Task`` as a further base, and calls go on to it.
+
+    Attributes:
+        deadline: duration after which a run that has not ended fails, counted
+            from its start call; None: never.
+    """
+
+    abstract = True
+    Request = "durable.request:Request"
+    Strategy = "durable.request:strategy"
+
+    deadline: Any = None
+
+    #: ``queue``, ``exchange`` and ``routing_key`` of the task's definition.
+    #: Celery warns of them as attributes; they are kept here and given with
+    #: each call that names no route of its own.
+    durable_routing: Mapping[str, Any] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        routing = {key: cls.__dict__[key] for key in _ROUTING if cls.__dict__.get(key) is not None}
+        for key in routing:
+            delattr(cls, key)
+        if routing:
+            cls.durable_routing = {**cls.durable_routing, **routing}
+        if cls.deadline is not None:
+            parse_seconds(cls.deadline, name="deadline")
+        app = cls.__dict__.get("app")
+        if app is not None and not issubclass(cls, app.Task):
+            cls.__bases__ = (*cls.__bases__, app.Task)
+
+    @property
+    def durable(self) -> Durable:
+        """The `Durable` of the task's app."""
+        durable: Durable | None = getattr(self.app, "durable", None)
+        if durable is None:
+            raise ConfigurationError(
+                f"{self.name!r} is a durable task, but its app has no Durable: put"
+                " `Durable(app, database_url=...)` beside `app = Celery(...)`"
+            )
+        return durable
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body: durably in a worker, inline when called or eager.
+
+        Called in the body of another workflow it is a plain call, whose steps
+        belong to that run.
+        """
+        body = super().__call__
+        request = self.request
+        if not (request.called_directly or request.is_eager):
+            return boundary.run_in_worker(self, self.durable, body)
+        if context.running.get() is not None:
+            return body(*args, **kwargs)
+        return boundary.run_inline(self, self.durable, body, args, kwargs)
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:  # noqa: N802
+        """Return the handle of a run of this workflow."""
+        return DurableResult(
+            task_id, backend=self.backend, task_name=self.name, app=self.app, **kwargs
+        )
+
+    def update_state(
+        self,
+        task_id: str | None = None,
+        state: str | None = None,
+        meta: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Report a state of your own, such as ``PROGRESS``: to Postgres, and to Celery's backend."""
+        execution = context.running.get()
+        if execution is not None and task_id in {None, execution.id} and state is not None:
+            execution.set_progress(state, meta)
+        super().update_state(task_id=task_id, state=state, meta=meta, **kwargs)
+
+    def retry(  # noqa: PLR0913 - Celery's signature
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Retry:
+        """Park the run and run its body again later; recorded steps keep their results.
+
+        A step that had failed for good is set aside, so that it runs again.
+        Arguments as in Celery, but those of the run cannot be changed.
+
+        Raises:
+            OptionError: the call would change arguments or routing.
+        """
+        execution = context.running.get()
+        if execution is None or self.request.called_directly or self.request.is_eager:
+            return super().retry(  # type: ignore[no-any-return]
+                args, kwargs, exc, throw, eta, countdown, max_retries, **options
+            )
+        self._refuse_changes(args, kwargs, options)
+        execution.check()
+        limit = self.max_retries if max_retries is None else max_retries
+        if limit is not None and self.request.retries >= limit:
+            raise exc or self.MaxRetriesExceededError(
+                f"Can't retry {self.name}[{self.request.id}]: {limit} retries are used up"
+            )
+        delay = self._delay(eta, countdown)
+        cause = exc if isinstance(exc, Exception) else None
+        execution.journal.park(Park("sleeping", "retry", delay=delay, retry=True))
+        suspend = execution.suspend("retry", delay, cause)
+        if throw:
+            raise suspend
+        return Parked("retry", exc=cause, when=delay)
+
+    def _refuse_changes(self, args: Any, kwargs: Any, options: Mapping[str, Any]) -> None:
+        request = self.request
+        if (args is not None and list(args) != list(request.args)) or (
+            kwargs is not None and dict(kwargs) != dict(request.kwargs)
+        ):
+            raise OptionError(
+                f"self.retry() in {self.name!r} cannot change the run's arguments: its recorded"
+                " steps belong to the old ones. Start another run instead"
+            )
+        if options:
+            raise OptionError(
+                f"self.retry() in {self.name!r} does not take {', '.join(sorted(options))}: a run"
+                " keeps the options that it was started with"
+            )
+
+    def _delay(self, eta: datetime | None, countdown: float | None) -> float:
+        if eta is not None:
+            now = self.durable.clock.now()
+            aware = eta if eta.tzinfo else eta.replace(tzinfo=self.app.timezone)
+            return max(0.0, (aware - now).total_seconds())
+        return float(self.default_retry_delay if countdown is None else countdown)
+
+    def replace(self, sig: Any) -> Any:
+        """Refused in a run; as in Celery elsewhere."""
+        if context.running.get() is not None:
+            raise UnsupportedByDurable(
+                f"self.replace() in {self.name!r}: the run's id would belong to two tasks. Call"
+                " the other task's function, or start it with .delay()"
+            )
+        return super().replace(sig)
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
+        """Refused in a run; as in Celery elsewhere."""
+        if context.running.get() is not None:
+            raise UnsupportedByDurable(
+                f"self.add_to_chord() in {self.name!r}: a repeated attempt would enlarge the chord"
+                " again. Build the whole chord before you start it"
+            )
+        return super().add_to_chord(sig, lazy=lazy)
+
+
+class WorkflowTask(Protocol[P, R]):
+    """What `@workflow` makes of a function, for type checkers."""
+
+    name: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> DurableResult: ...
+    def apply_async(
+        self, args: Any = ..., kwargs: Any = ..., **options: Any
+    ) -> DurableResult: ...
+    def s(self, *args: Any, **kwargs: Any) -> Any: ...
+    def si(self, *args: Any, **kwargs: Any) -> Any: ...
+    def signature(self, *args: Any, **kwargs: Any) -> Any: ...
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> DurableResult: ...  # noqa: N802
+
+
+@overload
+def workflow(function: Callable[P, R], /) -> WorkflowTask[P, R]: ...
+
+
+@overload
+def workflow(
+    *, base: type[Workflow] = ..., **options: Any
+) -> Callable[[Callable[P, R]], WorkflowTask[P, R]]: ...
+
+
+def workflow(
+    function: Callable[..., Any] | None = None, /, *, base: type[Workflow] = Workflow, **options: Any
+) -> Any:
+    """Make a function a durable Celery task: ``@shared_task(base=durable.Workflow)``, typed.
+
+    The body runs again from its top after every wait and every crash; what it
+    does in steps is not done again. Code outside steps is.
+
+    Args:
+        function: the body.
+        base: a subclass of `Workflow`.
+        deadline: duration within which a run has to end, such as ``"7d"``.
+        queue: queue of its messages.
+        **options: Celery's task options: name, bind, max_retries, time_limit, ...
+
+    Raises:
+        OptionError: an option that neither Celery nor this package knows.
+
+    Example:
+        >>> @workflow(deadline="1h")
+        ... def greet(name: str) -> str:
+        ...     return f"hello {name}"
+    """
+    if function is None:
+        _check_options(base, options)
+        return lambda decorated: shared_task(base=base, **options)(decorated)
+    return shared_task(base=base)(function)
+
+
+_DECORATOR_OPTIONS = frozenset(
+    {
+        "name",
+        "bind",
+        "pydantic",
+        "pydantic_strict",
+        "pydantic_context",
+        "pydantic_dump_kwargs",
+        "autoretry_for",
+        "dont_autoretry_for",
+        "retry_kwargs",
+        "retry_backoff",
+        "retry_backoff_max",
+        "retry_jitter",
+        "deadline",
+        "queue",
+        "exchange",
+        "exchange_type",
+        "routing_key",
+        "delivery_mode",
+        "compression",
+        "shared",
+        "lazy",
+        "after_return",
+        "on_success",
+        "on_failure",
+        "on_retry",
+    }
+)
+
+
+def _check_options(base: type[Workflow], options: Mapping[str, Any]) -> None:
+    known = _DECORATOR_OPTIONS | {key for key in dir(base) if not key.startswith("_")}
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise OptionError(f"@workflow does not know the option {option!r}.{hint}")
+    if "deadline" in options and options["deadline"] is not None:
+        parse_seconds(options["deadline"], name="deadline")

@@ -1,0 +1,1 @@
+"""The worker's own part: runs in its main process, beside any pool."""

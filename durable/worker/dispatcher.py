@@ -1,0 +1,140 @@
+"""The dispatcher: rings what has come due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.log import get_logger
+
+from durable.store import dispatch, runs
+from durable.worker.duty import Duty
+
+if TYPE_CHECKING:
+    from durable.start import Starter
+    from durable.store.dispatch import Doorbell
+    from durable.store.pool import Connection, Database
+    from durable.store.workers import Peer
+
+logger = get_logger(__name__)
+
+#: Beats in a row with a free slot before a worker counts as idle: between two
+#: tasks a busy one may look free for a moment.
+_IDLE_BEATS = 2
+#: Pause between two looks without LISTEN, at most.
+_BLIND_INTERVAL = 1.0
+#: Before a run whose message the broker did not take is tried again.
+_BROKER_REST = 2.0
+_LEAST_PAUSE = 0.01
+
+
+class Dispatcher(Duty):
+    """Takes due runs by one statement and publishes their messages.
+
+    Sleeps until the next timer that it knows, at most ``interval``, and is
+    woken by NOTIFY for what may come sooner. All workers run one; SKIP LOCKED
+    shares the work out.
+
+    Args:
+        directory: gives the live workers.
+        own_names: workflows that this worker has registered.
+        late_error: stored failure, JSON text, of a run that missed its deadline.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        starter: Starter,
+        *,
+        namespace: str,
+        interval: float,
+        listen: bool,
+        batch: int,
+        ring_again: float,
+        directory: Callable[[], Sequence[Peer]],
+        own_names: Sequence[str],
+        late_error: str,
+        producer: Callable[[], Any],
+    ) -> None:
+        super().__init__("durable-dispatcher", interval if listen else min(interval, _BLIND_INTERVAL))
+        self._database = database
+        self._starter = starter
+        self._namespace = namespace
+        self._listen = listen
+        self._batch = batch
+        self._ring_again = ring_again
+        self._directory = directory
+        self._own_names = own_names
+        self._late_error = late_error
+        self._make_producer = producer
+        self._producer: Any = None
+        self._conn: Connection | None = None
+        self._next_in: float | None = None
+
+    def tick(self) -> None:
+        """Ring everything that is due."""
+        if self._conn is None:
+            self._conn = self._database.connect()
+            if self._listen:
+                self._conn.execute(f"LISTEN {runs.CHANNEL}")
+        more = True
+        while more and not self.stopping:
+            peers = self._directory()
+            due = dispatch.due(
+                self._conn,
+                self._namespace,
+                names=sorted({*self._own_names, *(n for p in peers for n in p.workflows)}),
+                idle_queues=sorted(
+                    {q for p in peers if p.idle_beats >= _IDLE_BEATS for q in p.queues}
+                ),
+                batch=self._batch,
+                ring_again=self._ring_again,
+                late_error=self._late_error,
+            )
+            self._ring(due.doorbells)
+            more, self._next_in = due.more, due.next_in
+
+    def pause(self) -> None:
+        """Sleep until a timer, a notification or the end of the interval."""
+        pause = self.interval
+        if self._next_in is not None:
+            pause = min(pause, max(self._next_in, _LEAST_PAUSE))
+        if not self._listen or self._conn is None:
+            self._stopping.wait(pause)
+            return
+        try:
+            for note in self._conn.notifies(timeout=pause, stop_after=1):
+                logger.debug("woken for namespace %s", note.payload)
+        except Exception:  # noqa: BLE001 - the next tick makes a new connection
+            self.recover()
+
+    def recover(self) -> None:
+        """Look with a new connection next time."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    def _ring(self, doorbells: Sequence[Doorbell]) -> None:
+        unrung: list[str] = []
+        for doorbell in doorbells:
+            if unrung:  # the broker is away: do not let each one wait for it
+                unrung.append(doorbell.id)
+                continue
+            try:
+                if self._producer is None:
+                    self._producer = self._make_producer()
+                self._starter.ring(doorbell, self._producer)
+            except Exception as exc:  # noqa: BLE001 - transports raise what they like
+                logger.warning("run %s could not be rung: %r", doorbell.id, exc)
+                unrung.append(doorbell.id)
+                self._drop_producer()
+        if unrung and self._conn is not None:
+            runs.unring(self._conn, unrung, delay=_BROKER_REST)
+
+    def _drop_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        try:
+            if producer is not None:
+                producer.connection.collapse() if hasattr(producer.connection, "collapse") else None
+        except Exception:  # noqa: BLE001 - it is broken anyway
+            logger.debug("dropping a broken broker connection", exc_info=True)

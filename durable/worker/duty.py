@@ -1,0 +1,77 @@
+"""A background duty: one thread that does one thing again and again."""
+
+from __future__ import annotations
+
+import threading
+
+from celery.utils.log import get_logger
+
+from durable.errors import StoreError
+
+logger = get_logger(__name__)
+
+
+class Duty:
+    """Runs `tick` every `interval` seconds in a daemon thread until stopped.
+
+    An error in one tick is logged and does not end the duty: a database that
+    is away comes back.
+
+    Args:
+        name: of the thread.
+        interval: seconds between the starts of two pauses.
+    """
+
+    def __init__(self, name: str, interval: float) -> None:
+        self.name = name
+        self.interval = interval
+        self._stopping = threading.Event()
+        self._failing = False
+        self._thread: threading.Thread | None = None
+
+    def tick(self) -> None:
+        """Do it once."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Wait for the next tick."""
+        self._stopping.wait(self.interval)
+
+    def recover(self) -> None:
+        """Get ready for another try after an error, such as by dropping a connection."""
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Ask the thread to end and wait for it; it ends at the next pause."""
+        self._stopping.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the duty was asked to end."""
+        return self._stopping.is_set()
+
+    def _run(self) -> None:
+        while not self.stopping:
+            try:
+                self.tick()
+            except Exception as exc:  # noqa: BLE001 - a duty outlives its errors
+                self._complain(exc)
+                self._stopping.wait(min(self.interval, 1.0))
+                continue
+            self._failing = False
+            self.pause()
+
+    def _complain(self, exc: Exception) -> None:
+        """Log the first of a row of errors at length, the others in a line."""
+        expected = isinstance(exc, StoreError)
+        logger.warning(
+            "%s: %s", self.name, exc, exc_info=None if expected or self._failing else exc
+        )
+        self._failing = True
+        self.recover()

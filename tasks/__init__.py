@@ -1,0 +1,1 @@
+"""Example workflows: an order (`tasks.orders`) and an import (`tasks.imports`)."""
