@@ -100,18 +100,17 @@ class _Attempt:
             return self._repeat_outcome()
         if claim.control == "cancel":
             return self._end_canceled()
+        value, error = None, None
         try:
             with self.execution.active():
                 value = body(*args, **kwargs)
         except Suspend:
+            pass
+        except Exception as exc:  # noqa: BLE001 - how the run ends
+            error = exc
+        if self.execution.suspension is not None:  # whatever came out of the body
             return self._suspended()
-        except Exception as exc:
-            if self.execution.suspension is not None:
-                return self._suspended()
-            return self._failed(exc)
-        if self.execution.suspension is not None:
-            return self._suspended()
-        return self._succeeded(value)
+        return self._succeeded(value) if error is None else self._failed(error)
 
     def _fill_in_request(self) -> tuple[list[Any], dict[str, Any]]:
         """Give the request what the message did not carry, in place: hooks look at it later."""
@@ -153,8 +152,8 @@ class _Attempt:
         if isinstance(exc, Reject) and exc.requeue:
             return self._parked(Park("pending", "rejected"), None)
         if isinstance(exc, Retry):
-            delay = exc.when if isinstance(exc.when, (int, float)) else 0.0
-            return self._parked(Park("sleeping", "retry", delay=delay, retry=True), exc.exc)
+            pause = float(exc.when) if isinstance(exc.when, (int, float)) else 0.0
+            return self._parked(Park("sleeping", "retry", delay=pause, retry=True), exc.exc)
         delay = self._retry_delay(exc)
         if delay is not None:
             return self._parked(Park("sleeping", "retry", delay=delay, retry=True), exc)
@@ -197,7 +196,11 @@ class _Attempt:
         return Parked(reason, exc=cause or Parked(reason, when=when), when=when)
 
     def _finish(
-        self, status: str, *, output: str | None = None, error: str | None = None,
+        self,
+        status: str,
+        *,
+        output: str | None = None,
+        error: str | None = None,
         reason: str | None = None,
     ) -> None:
         ours = self.durable.database.patiently(
@@ -254,7 +257,9 @@ def confirm_tail(durable: Durable, request: Context, state: str | None) -> None:
     try:
         durable.database.call(runs.tail_done, claim.id, claim.attempt)
     except Exception:
-        logger.warning("run %s: what follows its end may be delivered twice", claim.id, exc_info=True)
+        logger.warning(
+            "run %s: what follows its end may be delivered twice", claim.id, exc_info=True
+        )
 
 
 def this_pid() -> int:

@@ -96,7 +96,8 @@ def session() -> Session:
     Raises:
         NotInWorkflow: outside a step of a run.
     """
-    return active("session").session()
+    opened: Session = active("session").session()
+    return opened
 
 
 def set_progress(current: float, total: float | None = None, **details: Any) -> None:

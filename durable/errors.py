@@ -156,7 +156,7 @@ def _rebuild_parked(reason: str, exc: Exception | None, when: float | None) -> P
     return Parked(reason, exc=exc, when=when)
 
 
-class Suspend(BaseException):  # noqa: N818 - control flow, not an error
+class Suspend(BaseException):
     """Unwinds the body of a workflow that gives its slot back.
 
     It is a ``BaseException`` so that a user's ``except Exception`` cannot

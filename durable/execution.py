@@ -193,7 +193,7 @@ class Execution:
         except PayloadError as exc:
             self._roll_back(frame)
             return _Failure(exc, clock() - started, effect_done=frame.transaction is None)
-        except Exception as exc:  # noqa: BLE001 - a constraint met by the session's flush or commit
+        except Exception as exc:
             if frame.transaction is None:
                 raise
             return _Failure(exc, clock() - started)
@@ -280,9 +280,7 @@ class Execution:
             record.context,
         )
 
-    def _judge(
-        self, step: Step[Any, Any], failure: _Failure, past: Sequence[Recorded]
-    ) -> Decision:
+    def _judge(self, step: Step[Any, Any], failure: _Failure, past: Sequence[Recorded]) -> Decision:
         if failure.effect_done:
             return step.policy.give_up("its effect has happened, but its result cannot be stored")
         return step.policy.decide(

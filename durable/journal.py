@@ -91,7 +91,8 @@ class PostgresJournal:
 
     def database_now(self) -> datetime:
         """Read the database's clock."""
-        return self.database.call(runs.now)
+        moment: datetime = self.database.call(runs.now)
+        return moment
 
 
 @dataclass(frozen=True, slots=True)

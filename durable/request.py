@@ -32,13 +32,17 @@ def strategy(task: Workflow, app: Celery, consumer: Any, **kwargs: Any) -> Any:
     """
     handle = celery_strategy(task, app, consumer, **kwargs)
 
-    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
+    def on_message(
+        message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any
+    ) -> Any:
         if message.headers.get(DOORBELL):
             return handle(message, body, ack, reject, callbacks, **more)
         try:
             delay = _accept(task, message)
         except (OptionError, PayloadError, TypeError) as exc:
-            logger.error("message %s for %s is refused: %s", message.headers.get("id"), task.name, exc)
+            logger.error(  # noqa: TRY400 - a refusal, not a fault of ours
+                "message %s for %s is refused: %s", message.headers.get("id"), task.name, exc
+            )
             return reject(logger, consumer.connection_errors, False)
         except StoreError as exc:
             logger.warning("message %s goes back to the broker: %s", message.headers.get("id"), exc)
@@ -81,7 +85,7 @@ def _accept(task: Workflow, message: Any) -> float | None:
     return task.durable.starter.accept(task, headers["id"], args, kwargs, options)
 
 
-class Request(CeleryRequest):  # type: ignore[misc]
+class Request(CeleryRequest):
     """A workflow's message in the worker's main process.
 
     Celery marks a task whose child died or was killed as failed, fires its
@@ -89,7 +93,9 @@ class Request(CeleryRequest):  # type: ignore[misc]
     back, and what the row comes to say is told by the run's next message.
     """
 
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> Any:
         """Hold back what is not the run's end."""
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):

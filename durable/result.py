@@ -22,7 +22,7 @@ _FIRST_PAUSE = 0.001
 _SHARE_OF_WAIT = 0.1
 
 
-class DurableResult(AsyncResult):  # type: ignore[type-arg]
+class DurableResult(AsyncResult):
     """Handle of a run; its id is the run's id and the Celery task id.
 
     All of Celery's interface works with and without a result backend, since
@@ -30,12 +30,14 @@ class DurableResult(AsyncResult):  # type: ignore[type-arg]
     that has not reached Postgres yet, Celery's own answer is given.
     """
 
+    _cache: dict[str, Any] | None
+
     @property
     def _durable(self) -> Durable:
         durable: Durable = self.app.durable
         return durable
 
-    def get(  # noqa: PLR0913 - Celery's signature
+    def get(
         self,
         timeout: float | None = None,
         propagate: bool = True,
@@ -101,7 +103,7 @@ class DurableResult(AsyncResult):  # type: ignore[type-arg]
 
     def _get_task_meta(self) -> dict[str, Any]:
         if self._cache is not None:
-            return self._cache  # type: ignore[no-any-return]
+            return self._cache
         durable = self._durable
         outcome = durable.database.call(runs.outcome, self.id, durable.settings.namespace)
         if outcome is None:
@@ -147,9 +149,7 @@ class DurableResult(AsyncResult):  # type: ignore[type-arg]
             Whether there was something to cancel: False for a run that has ended.
         """
         durable = self._durable
-        found = durable.database.call(
-            runs.cancel, [self.id], durable.settings.namespace, reason
-        )
+        found = durable.database.call(runs.cancel, [self.id], durable.settings.namespace, reason)
         return bool(found)
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import OperationalError
@@ -261,7 +262,7 @@ class Starter:
 
     def _route(self, call: _Call, message: dict[str, Any]) -> str | None:
         """Find the queue once, so that every later ring goes the same way."""
-        routing = {
+        routing: dict[str, Any] = {
             key: message[key] for key in ("queue", "exchange", "routing_key") if key in message
         }
         if not routing and call.task.durable_routing:
@@ -299,16 +300,15 @@ class Starter:
     def _until(self, moment: Any, name: str) -> float:
         """Seconds from now to a date; naive ones are in the app's time zone, as in Celery."""
         if isinstance(moment, str):
-            try:
+            with suppress(ValueError):
                 moment = datetime.fromisoformat(moment.replace("Z", "+00:00"))
-            except ValueError:
-                pass
         if not isinstance(moment, datetime):
             raise OptionError(f"{name}={moment!r} is not a date: give an aware datetime")
         now = self._durable.clock.now()
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=self._app.timezone)
-        return (moment - now).total_seconds()
+        left: timedelta = moment - now
+        return left.total_seconds()
 
     def _has_tail(self, call: _Call) -> bool:
         """Tell whether Celery has something to deliver after the run's end."""

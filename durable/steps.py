@@ -37,15 +37,12 @@ class Step(Generic[P, R]):
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return the recorded result, or run and record; a plain call outside a workflow."""
         execution = running.get()
         if execution is None or execution.in_step:
             return self.function(*args, **kwargs)
         result: R = execution.step(self, args, kwargs)
         return result
-
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        """Bind like a function, for steps that are methods."""
-        return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"
@@ -56,9 +53,7 @@ def step(function: Callable[P, R], /) -> Step[P, R]: ...
 
 
 @overload
-def step(
-    *, name: str | None = None, **options: Any
-) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+def step(*, name: str | None = None, **options: Any) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
 
 def step(
@@ -124,7 +119,7 @@ def _make(function: Callable[..., Any], name: str | None, options: dict[str, Any
         raise OptionError(
             f"@step goes on a function, not on {function!r}; options are given by keyword"
         )
-    if name is not None and (not isinstance(name, str) or not name):
+    if name is not None and (type(name) is not str or not name.strip()):
         raise OptionError(f"@step(name=...) takes a non-empty text, not {name!r}")
     name = name or f"{function.__module__}.{function.__qualname__}"
     _register(name, function)

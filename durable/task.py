@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from durable.app import Durable
 
 P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 _ROUTING = ("queue", "exchange", "routing_key")
 
 
-class Workflow(Task):  # type: ignore[misc]
+class Workflow(Task):
     """Base class of durable tasks: ``@app.task(base=durable.Workflow)``.
 
     The app's own task class stays underneath: a class made from this one
@@ -106,7 +106,7 @@ class Workflow(Task):  # type: ignore[misc]
             execution.set_progress(state, meta)
         super().update_state(task_id=task_id, state=state, meta=meta, **kwargs)
 
-    def retry(  # noqa: PLR0913 - Celery's signature
+    def retry(
         self,
         args: Any = None,
         kwargs: Any = None,
@@ -127,9 +127,10 @@ class Workflow(Task):  # type: ignore[misc]
         """
         execution = context.running.get()
         if execution is None or self.request.called_directly or self.request.is_eager:
-            return super().retry(  # type: ignore[no-any-return]
+            retry: Retry = super().retry(
                 args, kwargs, exc, throw, eta, countdown, max_retries, **options
             )
+            return retry
         self._refuse_changes(args, kwargs, options)
         execution.check()
         limit = self.max_retries if max_retries is None else max_retries
@@ -186,16 +187,14 @@ class Workflow(Task):  # type: ignore[misc]
         return super().add_to_chord(sig, lazy=lazy)
 
 
-class WorkflowTask(Protocol[P, R]):
+class WorkflowTask(Protocol[P, R_co]):
     """What `@workflow` makes of a function, for type checkers."""
 
     name: str
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> DurableResult: ...
-    def apply_async(
-        self, args: Any = ..., kwargs: Any = ..., **options: Any
-    ) -> DurableResult: ...
+    def apply_async(self, args: Any = ..., kwargs: Any = ..., **options: Any) -> DurableResult: ...
     def s(self, *args: Any, **kwargs: Any) -> Any: ...
     def si(self, *args: Any, **kwargs: Any) -> Any: ...
     def signature(self, *args: Any, **kwargs: Any) -> Any: ...
@@ -203,17 +202,21 @@ class WorkflowTask(Protocol[P, R]):
 
 
 @overload
-def workflow(function: Callable[P, R], /) -> WorkflowTask[P, R]: ...
+def workflow(function: Callable[P, R_co], /) -> WorkflowTask[P, R_co]: ...
 
 
 @overload
 def workflow(
     *, base: type[Workflow] = ..., **options: Any
-) -> Callable[[Callable[P, R]], WorkflowTask[P, R]]: ...
+) -> Callable[[Callable[P, R_co]], WorkflowTask[P, R_co]]: ...
 
 
 def workflow(
-    function: Callable[..., Any] | None = None, /, *, base: type[Workflow] = Workflow, **options: Any
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    base: type[Workflow] = Workflow,
+    **options: Any,
 ) -> Any:
     """Make a function a durable Celery task: ``@shared_task(base=durable.Workflow)``, typed.
 
@@ -237,7 +240,7 @@ def workflow(
     """
     if function is None:
         _check_options(base, options)
-        return lambda decorated: shared_task(base=base, **options)(decorated)
+        return shared_task(base=base, **options)
     return shared_task(base=base)(function)
 
 

@@ -75,11 +75,11 @@ class Database:
         """Address of the server, as libpq takes it."""
         return self._url()
 
-    def connect(self, **options: object) -> Connection:
+    def connect(self, **options: Any) -> Connection:
         """Open a connection outside the pool, for a thread that keeps it."""
         with translated():
             conn = psycopg.connect(
-                self.url, autocommit=True, **{**self._connection_options(), **options}
+                self.url, **{"autocommit": True, **self._connection_options(), **options}
             )
         _configure(conn)
         return conn
@@ -168,7 +168,7 @@ class Database:
         if pool is not None:
             pool.close(timeout=0)
 
-    def _connection_options(self) -> dict[str, object]:
+    def _connection_options(self) -> dict[str, Any]:
         return {
             "connect_timeout": max(2, round(self._connect_timeout)),
             "prepare_threshold": self._prepare_threshold,

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timezone
-from typing import Any
+from datetime import datetime, timezone
 
 from psycopg.rows import class_row
 
@@ -81,11 +80,11 @@ class RunRow:
     output: str | None
     error: str | None
     progress: str | None
-    created_at: Any
-    started_at: Any
-    completed_at: Any
-    available_at: Any
-    deadline_at: Any
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    available_at: datetime | None
+    deadline_at: datetime | None
 
 
 # A run is accepted when this is committed. A repeat after a lost answer finds
@@ -249,7 +248,6 @@ SELECT CASE WHEN available_at < now() + make_interval(secs => %(near)s)
 """
 
 
-
 @dataclass(frozen=True, slots=True)
 class Park:
     """How a run gives its slot back.
@@ -324,9 +322,7 @@ RETURNING id::text, status, CASE WHEN tail THEN pg_notify('durable', namespace_i
 """
 
 
-def cancel(
-    conn: Connection, run_ids: Sequence[str], namespace: str, reason: str
-) -> dict[str, str]:
+def cancel(conn: Connection, run_ids: Sequence[str], namespace: str, reason: str) -> dict[str, str]:
     """Cancel runs; their new statuses by id. Ended and unknown ones are left out."""
     params = {"ids": list(run_ids), "namespace": namespace, "reason": reason}
     return {row[0]: row[1] for row in conn.execute(_CANCEL, params).fetchall()}
@@ -421,9 +417,7 @@ Outcome = tuple[str, bool, "str | None", "str | None", "str | None", "str | None
 
 def outcome(conn: Connection, run_id: str, namespace: str) -> Outcome | None:
     """Load status, reason, output, error and progress: what ``get()`` polls."""
-    row: Outcome | None = conn.execute(
-        _OUTCOME, {"id": run_id, "namespace": namespace}
-    ).fetchone()
+    row: Outcome | None = conn.execute(_OUTCOME, {"id": run_id, "namespace": namespace}).fetchone()
     return row
 
 
@@ -435,11 +429,12 @@ def _state(conn: Connection, run_id: str) -> tuple[int, str] | None:
     return row
 
 
-def now(conn: Connection) -> Any:
+def now(conn: Connection) -> datetime:
     """Read the database's clock: an aware datetime in UTC."""
     row = conn.execute("SELECT clock_timestamp() AT TIME ZONE 'utc'").fetchone()
     assert row is not None
-    return row[0].replace(tzinfo=timezone.utc)
+    moment: datetime = row[0]
+    return moment.replace(tzinfo=timezone.utc)
 
 
 _KNOWN = """

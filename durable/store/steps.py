@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
@@ -153,8 +154,8 @@ class StepRow:
     output: str | None
     error: str | None
     context: str | None
-    started_at: Any
-    completed_at: Any
+    started_at: datetime
+    completed_at: datetime | None
 
 
 def of_run(conn: Connection, run_id: str, namespace: str) -> list[StepRow]:

@@ -185,9 +185,7 @@ def release_orphans(
     )
 
 
-def bury(
-    conn: Connection, peer: Peer, namespace: str, recovery: Recovery
-) -> list[str] | None:
+def bury(conn: Connection, peer: Peer, namespace: str, recovery: Recovery) -> list[str] | None:
     """Take over everything from a dead worker; the ids. None: it lives, or a peer did it."""
     with conn.transaction():
         found = conn.execute(_BURY, {"worker": peer.id, "beat": peer.beat}).rowcount

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,23 @@ class Children(Duty):
         self._jobs.put(release)
 
 
-def pool_pids(worker: Any) -> set[int]:
-    """List the processes of a prefork pool; other pools have none."""
+def living_processes(worker: Any) -> set[int]:
+    """List the living processes of a prefork pool; other pools have none."""
     pool = getattr(getattr(worker, "pool", None), "_pool", None)
-    return {process.pid for process in list(getattr(pool, "_pool", None) or ()) if hasattr(process, "pid")}
+    processes = list(getattr(pool, "_pool", None) or ())
+    pids = {process.pid for process in processes if hasattr(process, "pid")}
+    return {pid for pid in pids if not _has_exited(pid)}
+
+
+def _has_exited(pid: int) -> bool:
+    """Look at a child without taking its exit status from the pool, which waits for it.
+
+    The pool may take seconds to notice. Where the system has no ``waitid``
+    its list is all there is to go by.
+    """
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True

@@ -56,7 +56,9 @@ class Dispatcher(Duty):
         late_error: str,
         producer: Callable[[], Any],
     ) -> None:
-        super().__init__("durable-dispatcher", interval if listen else min(interval, _BLIND_INTERVAL))
+        super().__init__(
+            "durable-dispatcher", interval if listen else min(interval, _BLIND_INTERVAL)
+        )
         self._database = database
         self._starter = starter
         self._namespace = namespace
@@ -136,5 +138,5 @@ class Dispatcher(Duty):
         try:
             if producer is not None:
                 producer.connection.collapse() if hasattr(producer.connection, "collapse") else None
-        except Exception:  # noqa: BLE001 - it is broken anyway
+        except Exception:
             logger.debug("dropping a broken broker connection", exc_info=True)

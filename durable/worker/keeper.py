@@ -12,7 +12,7 @@ from durable.errors import DeadlineExceeded, RunLost
 from durable.failures import encode_failure
 from durable.store.workers import Beat, Recovery
 from durable.task import Workflow
-from durable.worker.children import Children, pool_pids
+from durable.worker.children import Children, living_processes
 from durable.worker.dispatcher import Dispatcher
 from durable.worker.heartbeat import Heartbeat
 
@@ -58,7 +58,7 @@ class Keeper:
             database,
             durable.worker_id,
             interval=_CHILD_INTERVAL,
-            pids=lambda: pool_pids(worker),
+            pids=lambda: living_processes(worker),
             accepted=_handed_to,
             recovery=recovery,
         )
@@ -129,7 +129,9 @@ class Keeper:
 
     def _stored(self, exc: Exception) -> str:
         durable = self._durable
-        return encode_failure(exc, durable.codec, trusted_packages=durable.services.trusted_packages)
+        return encode_failure(
+            exc, durable.codec, trusted_packages=durable.services.trusted_packages
+        )
 
 
 def _lost(most: int) -> RunLost:
@@ -142,7 +144,9 @@ def _lost(most: int) -> RunLost:
 
 def _concurrency(worker: Any) -> int:
     name = type(worker.pool).__module__
-    return 1 if name.endswith(".solo") else int(getattr(worker.pool, "limit", 0) or worker.concurrency)
+    return (
+        1 if name.endswith(".solo") else int(getattr(worker.pool, "limit", 0) or worker.concurrency)
+    )
 
 
 def _requests() -> list[Any]:

@@ -9,7 +9,6 @@ from celery.platforms import signals as _signals
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
 from celery.worker.control import Panel
-from kombu.utils.functional import maybe_list
 
 from durable.errors import StoreError
 from durable.store import runs
@@ -28,7 +27,8 @@ def install(durable: Durable) -> None:
         state: Any, task_id: Any, terminate: bool = False, signal: str | None = None, **kwargs: Any
     ) -> Any:
         """Revoke task by task id (or list of ids); of a run: cancel it."""
-        ids = {str(each) for each in maybe_list(task_id) or []}
+        given = task_id if isinstance(task_id, (list, tuple, set)) else [task_id]
+        ids = {str(each) for each in given if each}
         found = _cancel(durable, ids)
         for run_id in found:
             worker_state.revoked.discard(run_id)
@@ -39,7 +39,7 @@ def install(durable: Durable) -> None:
             return celery_revoke(state, list(rest), terminate=terminate, signal=signal, **kwargs)
         return {"ok": f"runs {sorted(found)} canceled"}
 
-    def terminate(state: Any, signal: str, task_id: Any, **kwargs: Any) -> Any:
+    def terminate(state: Any, signal: str, task_id: Any, **_: Any) -> Any:
         """Terminate task by task id (or list of ids)."""
         return revoke(state, task_id, terminate=True, signal=signal)
 
@@ -67,7 +67,9 @@ def _kill(state: Any, ids: set[str], signal: str | None) -> None:
             try:
                 state.consumer.pool.terminate_job(request.worker_pid, signum)
             except NotImplementedError:
-                logger.warning("this pool cannot terminate run %s; it ends at its next step", request.id)
+                logger.warning(
+                    "this pool cannot terminate run %s; it ends at its next step", request.id
+                )
 
 
 def _is_uuid(text: str) -> bool:

@@ -14,7 +14,7 @@ from durable.worker.keeper import Keeper, new_worker_id
 logger = get_logger(__name__)
 
 
-class DurableStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class DurableStep(bootsteps.StartStopStep):
     """On the *worker* blueprint, so that a broker reconnect does not restart it.
 
     Everything that children have to inherit is made in the constructor, which

@@ -21,7 +21,7 @@ def migrate(url: str) -> None:
     """Bring a database to the newest schema; nothing while there is no store yet."""
     if importlib.util.find_spec("durable.store") is None:
         return
-    from durable.store import migrate as migrate_store
+    from durable.store.migrate import migrate as migrate_store
 
     migrate_store(url)
 

@@ -39,8 +39,13 @@ def test_seconds_and_all_date_forms_are_read(value: object, seconds: float) -> N
 
 @pytest.mark.parametrize(
     "value",
-    [None, "", "soon", "-5", "nan", "Sun, 06 Nov 1994 08:49:27 GMT", True, [], "1_000", "\u0665"]
-    + ["Sun, 99 Nov 1994 08:49:27 GMT", "Sun, 06 Nov 1994", float("nan"), -(10**400), "1 2"],
+    [
+        *(None, True, [], float("nan"), -(10**400)),
+        *("", "soon", "-5", "nan", "1_000", "1 2", "\u0665"),
+        "Sun, 06 Nov 1994 08:49:27 GMT",
+        "Sun, 99 Nov 1994 08:49:27 GMT",
+        "Sun, 06 Nov 1994",
+    ],
 )
 def test_what_is_past_negative_or_malformed_is_ignored(value: object) -> None:
     assert parse_retry_after(value, now=NOW) is None

@@ -51,7 +51,7 @@ def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text(
         f"#!/bin/sh\nexec {sys.executable} -c "
-        "\"import sys; sys.version_info = (3, 8); exec(sys.argv[2])\" \"$@\"\n"
+        '"import sys; sys.version_info = (3, 8); exec(sys.argv[2])" "$@"\n'
     )
     old.chmod(0o755)
     command = ["make", "dev", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"]
