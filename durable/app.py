@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.backends.base import DisabledBackend
+from celery.utils.log import get_logger
 
 from durable import beat, boundary
 from durable.classify import Classifier
 from durable.clock import SYSTEM, Clock
 from durable.codec import Codec
 from durable.config import Settings, load_settings
-from durable.errors import ConfigurationError
+from durable.errors import ConfigurationError, StoreError
 from durable.execution import Services
 from durable.lease import Lease
 from durable.result import DurableResult
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from durable.store.runs import Claim, StepRecord
     from durable.worker.keeper import Keeper
+
+logger = get_logger(__name__)
 
 #: How long no publish is tried after one that failed: a dead broker costs one
 #: call its timeout, not every call.
@@ -158,6 +161,13 @@ class Durable:
             tail_timeout=self.settings.tail_timeout,
         )
 
+    def cancel(self, run_id: str, reason: str) -> None:
+        """Cancel a run for Celery's sake; it is rung again if the database is away."""
+        try:
+            self.database.call(runs.cancel, [run_id], self.settings.namespace, reason)
+        except StoreError as exc:
+            logger.warning("run %s could not be canceled: %s", run_id, exc)
+
     def on_process_lost(self, run_id: str, pid: int | None) -> None:
         """A child died with a run: the keeper releases it."""
         if self.keeper is not None:
@@ -181,7 +191,8 @@ class Durable:
             boundary.confirm_tail(self, task.request, state)
 
     def close(self) -> None:
-        """Close this process's database connections."""
+        """Close this process's connections to the database and to the broker."""
+        self.starter.close()
         if "database" in self.__dict__:
             self.database.close()
 

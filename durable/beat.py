@@ -13,8 +13,14 @@ from celery.schedules import crontab, schedule
 if TYPE_CHECKING:
     from durable.app import Durable
 
-#: Id of the run that the entry being applied is to start.
-entry_run_id: ContextVar[str | None] = ContextVar("durable_entry_run_id", default=None)
+#: Task of the entry that is being applied, and the id of the run that it is to start.
+_applied: ContextVar[tuple[str, str] | None] = ContextVar("durable_applied_entry", default=None)
+
+
+def id_of_entry(task_name: str) -> str | None:
+    """Return the id for this task if beat is just applying an entry for it."""
+    name, run_id = _applied.get() or ("", None)
+    return run_id if name == task_name else None
 
 
 def install(durable: Durable) -> None:
@@ -25,21 +31,30 @@ def install(durable: Durable) -> None:
         if scheduler is not None and scheduler.app is durable.app:
             _wrap(scheduler, durable)
 
-    signals.beat_init.connect(on_beat_init, weak=False)
-    signals.beat_embedded_init.connect(on_beat_init, weak=False)
+    signals.beat_init.connect(on_beat_init, weak=False)  # an embedded beat sends it too
 
 
 def _wrap(scheduler: Any, durable: Durable) -> None:
-    apply_async = scheduler.apply_async
+    apply_async, reserve = scheduler.apply_async, scheduler.reserve
+    reserved: dict[str, datetime] = {}
 
-    def apply_entry(entry: Any, *args: Any, **kwargs: Any) -> Any:
-        token = entry_run_id.set(run_id_of(entry, durable.clock.now(), durable.settings.namespace))
+    def note_reserved(entry: Any) -> Any:
+        reservation = reserve(entry)
+        reserved[entry.name] = reservation.last_run_at or durable.clock.now()
+        return reservation
+
+    def apply_entry(entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
+        if advance:
+            entry = scheduler.reserve(entry)
+        # The next time is counted from the reservation, so two in a row are never in one period.
+        at = reserved.get(entry.name) or durable.clock.now()
+        token = _applied.set((entry.task, run_id_of(entry, at, durable.settings.namespace)))
         try:
-            return apply_async(entry, *args, **kwargs)
+            return apply_async(entry, producer=producer, advance=False, **kwargs)
         finally:
-            entry_run_id.reset(token)
+            _applied.reset(token)
 
-    scheduler.apply_async = apply_entry
+    scheduler.reserve, scheduler.apply_async = note_reserved, apply_entry
 
 
 def run_id_of(entry: Any, now: datetime, namespace: str) -> str:

@@ -24,8 +24,9 @@ from durable.errors import (
 from durable.execution import Execution, is_from_step
 from durable.failures import decode_failure
 from durable.history import History
-from durable.journal import MemoryJournal, PostgresJournal
+from durable.journal import MemoryJournal, Parking, PostgresJournal
 from durable.retry import RetryPolicy
+from durable.start import DOORBELL
 from durable.store import runs
 from durable.store.runs import ENDED, Park
 
@@ -94,8 +95,7 @@ class _Attempt:
         try:
             args, kwargs = self._fill_in_request()
         except PayloadError as exc:
-            self.journal.park(Park("paused", f"its input cannot be read: {exc}"))
-            raise Parked("paused", exc=exc) from exc
+            return self._parked(Park("paused", f"its input cannot be read: {exc}"), exc)
         if claim.status in ENDED:
             return self._repeat_outcome()
         if claim.control == "cancel":
@@ -127,13 +127,16 @@ class _Attempt:
         request.chain = message.get("chain")
         request.chord = message.get("chord")
         request.durable_claim = claim
+        (request.headers or {}).pop(DOORBELL, None)  # the rest are the user's, to pass on
         return args, kwargs
 
     # --- ends
 
     def _succeeded(self, value: Any) -> Any:
         output = None
-        if not get_actual_ignore_result(self.task, self.request):
+        request = self.request
+        followed = request.callbacks or request.chain or request.chord
+        if followed or not get_actual_ignore_result(self.task, request):
             codec = self.durable.codec
             try:
                 output = codec.encode(value, f"the result of workflow {self.claim.name!r}")
@@ -149,10 +152,13 @@ class _Attempt:
             self._finish("succeeded", reason="ignored")
             self._expect(states.IGNORED)
             raise exc
-        if isinstance(exc, Reject) and exc.requeue:
-            return self._parked(Park("pending", "rejected"), None)
+        if isinstance(exc, Reject):
+            if exc.requeue:
+                return self._parked(Park("pending", "rejected"), None)
+            self._finish("failed", error=self.execution.encode_error(exc), reason="rejected")
+            return self._tell_rejected(exc)
         if isinstance(exc, Retry):
-            pause = float(exc.when) if isinstance(exc.when, (int, float)) else 0.0
+            pause = self.task.pause_until(exc.when)
             return self._parked(Park("sleeping", "retry", delay=pause, retry=True), exc.exc)
         delay = self._retry_delay(exc)
         if delay is not None:
@@ -174,8 +180,10 @@ class _Attempt:
         return policy.decide(exc, classifier, past, random=clock.random).delay
 
     def _end_canceled(self) -> Any:
-        self._finish("canceled", reason=self.claim.reason or "canceled")
-        return self._tell_canceled(self.claim.reason or "canceled")
+        self._finish("canceled", reason="canceled")
+        durable = self.durable
+        row = durable.database.patiently(runs.get, self.claim.id, durable.settings.namespace)
+        return self._tell_canceled((row and row.reason) or "canceled")
 
     def _suspended(self) -> Any:
         suspension = self.execution.suspension
@@ -188,8 +196,9 @@ class _Attempt:
         raise self._told(suspension.reason, suspension.cause, suspension.due_in)
 
     def _parked(self, how: Park, cause: Any) -> Any:
-        self.journal.park(how)
-        raise self._told(how.reason, cause, how.delay)
+        if self.journal.park(how) is Parking.FENCED:
+            raise Ignore("fenced")
+        raise self._told("paused" if how.status == "paused" else how.reason, cause, how.delay)
 
     def _told(self, reason: str, cause: Any, when: float | None) -> Parked:
         """Make what Celery records as RETRY; its hooks get the cause, or a `Parked`."""
@@ -230,8 +239,20 @@ class _Attempt:
             return self.durable.codec.decode(claim.output or "null")
         if claim.status == "canceled":
             return self._tell_canceled(claim.reason or "canceled")
+        error = decode_failure(claim.error or "null", self.durable.codec)
+        if claim.reason == "rejected":
+            return self._tell_rejected(error)
         self._expect(states.FAILURE)
-        raise decode_failure(claim.error or "null", self.durable.codec)
+        raise error
+
+    def _tell_rejected(self, exc: BaseException) -> Any:
+        """Fail the task here: the main process, which does it in Celery, has not the errbacks."""
+        store = not get_actual_ignore_result(self.task, self.request)
+        self.task.backend.mark_as_failure(
+            self.claim.id, exc, request=self.request, store_result=store
+        )
+        self._expect(states.REJECTED)
+        raise exc if isinstance(exc, Reject) else Reject(str(exc), requeue=False)
 
     def _tell_canceled(self, reason: str) -> Any:
         """Answer results and chords as Celery does for a revoked task."""

@@ -7,12 +7,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from durable import context
 from durable.errors import NonDeterministicWorkflow, NotInWorkflow, PayloadError, Suspend
 from durable.failures import decode_failure, encode_failure
 from durable.history import History, Recorded
+from durable.journal import Parking
 from durable.store.runs import Park
 from durable.store.steps import StepAttempt, Written
 
@@ -76,14 +77,12 @@ class Suspension:
     cause: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Success:
+class _Success(NamedTuple):
     output: str
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
+class _Failure(NamedTuple):
     error: Exception
     seconds: float
     effect_done: bool = False
@@ -134,6 +133,17 @@ class Execution:
         self.suspension = Suspension(reason, due_in, cause)
         return Suspend(reason)
 
+    def park(
+        self, how: Park, failed: StepAttempt | None = None, cause: Exception | None = None
+    ) -> Suspend | None:
+        """Give the run back; the caller raises what is returned. None: waiting is skipped here."""
+        parking = self.journal.park(how, failed)
+        if parking is Parking.SKIPPED:
+            return None
+        if parking is Parking.FENCED:
+            return self.suspend("fenced")
+        return self.suspend("paused" if how.status == "paused" else how.reason, how.delay, cause)
+
     # --- steps
 
     def step(self, step: Step[Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -149,9 +159,7 @@ class Execution:
         try:
             return self.history.attempts(self.branch.path, ordinal, name)
         except NonDeterministicWorkflow as exc:
-            if self.journal.park(Park("paused", str(exc))):
-                raise self.suspend("paused", cause=exc) from exc
-            raise
+            raise self.park(Park("paused", str(exc)), cause=exc) or exc from exc
 
     def _replayed(self, step: Recorded) -> Any:
         if step.status == "succeeded":
@@ -261,8 +269,9 @@ class Execution:
             frame, "failed", failure.seconds, error=error, verdict=_as_context(decision)
         )
         if decision.parks:
-            if self.journal.park(Park("sleeping", "retry", delay=decision.delay), record):
-                raise self.suspend("retry", decision.delay, exc)
+            how = Park("sleeping", "retry", delay=decision.delay)
+            if suspend := self.park(how, record, exc):
+                raise suspend
         else:
             self._obey(self.journal.record(record))
             if decision.final:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from durable.errors import NotInWorkflow
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from durable.store.sessions import Sessions, StepTransaction
 
 
+class Parking(Enum):
+    """What became of a wish to park."""
+
+    PARKED = "parked"
+    FENCED = "fenced"  # the run is another worker's by now
+    SKIPPED = "skipped"  # nothing waits here: go on at once
+
+
 class Journal(Protocol):
     """What an execution needs of the place it writes to."""
 
@@ -29,8 +38,8 @@ class Journal(Protocol):
     def record(self, step: StepAttempt) -> Written:
         """Store an attempt of a step."""
 
-    def park(self, how: Park, failed: StepAttempt | None = None) -> bool:
-        """Give the run back. False: waiting is skipped here, go on at once."""
+    def park(self, how: Park, failed: StepAttempt | None = None) -> Parking:
+        """Give the run back."""
 
     def transaction(self) -> StepTransaction:
         """Begin the transaction of a step that asked for `durable.session()`."""
@@ -62,8 +71,9 @@ class PostgresJournal:
     def before_body(self, execution: Execution) -> None:
         """Stop at this boundary in a warm shutdown, or when the lease was missed."""
         if self.lease.shutting_down:
-            self.park(runs.Park("pending", "hand-back"))
-            raise execution.suspend("hand-back")
+            suspend = execution.park(runs.Park("pending", "hand-back"))
+            assert suspend is not None
+            raise suspend
         if not self.lease.held():
             raise execution.suspend("lease missed")
 
@@ -71,11 +81,11 @@ class PostgresJournal:
         """Store an attempt of a step: one round trip, one commit."""
         return self.database.patiently(steps.record, step)
 
-    def park(self, how: Park, failed: StepAttempt | None = None) -> bool:
+    def park(self, how: Park, failed: StepAttempt | None = None) -> Parking:
         """Park the run, in one statement with the failed attempt that makes it wait."""
         claim = self.claim
-        self.database.patiently(runs.park, claim.id, claim.attempt, claim.wake, how, failed)
-        return True
+        ours = self.database.patiently(runs.park, claim.id, claim.attempt, claim.wake, how, failed)
+        return Parking.PARKED if ours else Parking.FENCED
 
     def transaction(self) -> StepTransaction:
         """Begin a transaction; it ends with the step."""
@@ -86,12 +96,15 @@ class PostgresJournal:
         return self.database.patiently(steps.was_recorded, step)
 
     def set_progress(self, progress: str) -> None:
-        """Store the progress of the run, if it is still this claim's."""
-        self.database.call(runs.set_progress, self.claim.id, self.claim.attempt, progress)
+        """Store the progress of the run, if it is still this claim's.
+
+        Patiently: a database that is away is no failure of the step that reports.
+        """
+        self.database.patiently(runs.set_progress, self.claim.id, self.claim.attempt, progress)
 
     def database_now(self) -> datetime:
-        """Read the database's clock."""
-        moment: datetime = self.database.call(runs.now)
+        """Read the database's clock; one that is away is no failure of the run."""
+        moment: datetime = self.database.patiently(runs.now)
         return moment
 
 
@@ -108,9 +121,9 @@ class MemoryJournal:
         """Forget it: an inline run is never replayed."""
         return Written.RECORDED
 
-    def park(self, how: Park, failed: StepAttempt | None = None) -> bool:
+    def park(self, how: Park, failed: StepAttempt | None = None) -> Parking:
         """Go on at once."""
-        return False
+        return Parking.SKIPPED
 
     def transaction(self) -> Any:
         """Refuse: there is no database behind an inline run."""

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.app.task import Context
+from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.strategy import default as celery_strategy
+from celery.worker.strategy import hybrid_to_proto2
 
 from durable.errors import OptionError, PayloadError, StoreError
 from durable.start import CANVAS, DOORBELL
@@ -38,8 +41,8 @@ def strategy(task: Workflow, app: Celery, consumer: Any, **kwargs: Any) -> Any:
         if message.headers.get(DOORBELL):
             return handle(message, body, ack, reject, callbacks, **more)
         try:
-            delay = _accept(task, message)
-        except (OptionError, PayloadError, TypeError) as exc:
+            delay = _accept(task, message, body)
+        except (OptionError, PayloadError, TypeError, InvalidTaskError) as exc:
             logger.error(  # noqa: TRY400 - a refusal, not a fault of ours
                 "message %s for %s is refused: %s", message.headers.get("id"), task.name, exc
             )
@@ -55,14 +58,20 @@ def strategy(task: Workflow, app: Celery, consumer: Any, **kwargs: Any) -> Any:
     return on_message
 
 
-def _accept(task: Workflow, message: Any) -> float | None:
-    headers, properties = message.headers, message.properties
-    args, kwargs, embed = message.payload
+def _accept(task: Workflow, message: Any, body: Any) -> float | None:
+    headers, properties, payload = message.headers, message.properties, message.payload
+    if isinstance(payload, dict):  # Celery's first protocol, which some other languages speak
+        payload, headers, *_ = hybrid_to_proto2(message, payload)
+    args, kwargs, embed = payload
+    stamps = headers.get("stamps") or {}
     names = {"link": "callbacks", "link_error": "errbacks", "chain": "chain", "chord": "chord"}
     assert names.keys() == set(CANVAS)
     timelimit = headers.get("timelimit") or (None, None)
     info = message.delivery_info or {}
     options = {
+        **stamps,
+        "stamped_headers": list(stamps),
+        "headers": Context(headers).headers,  # the user's own
         **{option: embed.get(key) for option, key in names.items()},
         "eta": headers.get("eta"),
         "expires": headers.get("expires"),
@@ -121,5 +130,24 @@ class Request(CeleryRequest):
             return
         state.task_ready(self)
         self.acknowledge()
+        if state.should_terminate:  # a cold shutdown ends its tasks in this way
+            self.task.durable.on_process_lost(self.id, self.worker_pid)
+            return
         logger.error("hard time limit (%ss) exceeded for %s[%s]", timeout, self.name, self.id)
         self.task.durable.on_time_limit(self.id, timeout)
+
+    def revoked(self) -> bool:
+        """Never drop the message: a revoked run is canceled, and its message tells Celery so."""
+        super().revoked()
+        return False
+
+    def _announce_revoked(
+        self, reason: str, terminated: bool, signum: object, expired: bool
+    ) -> None:
+        state.revoked.discard(self.id)
+        self.task.durable.cancel(self.id, "revoked")
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """Show the arguments as text: the message has none, but their representation."""
+        info: dict[str, Any] = super().info(safe=True)
+        return info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -105,7 +106,9 @@ class DurableResult(AsyncResult):
         if self._cache is not None:
             return self._cache
         durable = self._durable
-        outcome = durable.database.call(runs.outcome, self.id, durable.settings.namespace)
+        outcome = None
+        if _is_run_id(self.id):
+            outcome = durable.database.call(runs.outcome, self.id, durable.settings.namespace)
         if outcome is None:
             meta: dict[str, Any] = super()._get_task_meta()
             return meta
@@ -162,6 +165,15 @@ class DurableResult(AsyncResult):
         self._cache = None
         if self._durable.has_backend:
             super().forget()
+
+
+def _is_run_id(task_id: str) -> bool:
+    """Tell ids of runs from those that a user gave to plain tasks."""
+    try:
+        uuid.UUID(task_id)
+    except ValueError:
+        return False
+    return True
 
 
 def _as_celery(outcome: runs.Outcome, durable: Durable) -> tuple[str, Any]:

@@ -21,9 +21,10 @@ from celery.utils.saferepr import saferepr
 from kombu.utils.json import dumps as dump_message
 from kombu.utils.json import loads as load_message
 
-from durable.beat import entry_run_id
+from durable.beat import id_of_entry
 from durable.durations import parse_seconds
 from durable.errors import OptionError, StoreError
+from durable.publisher import Publisher
 from durable.store import runs
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ class Starter:
     def __init__(self, durable: Durable, send_task: Callable[..., Any]) -> None:
         self._durable = durable
         self._send_task = send_task
+        self._publisher = Publisher(
+            durable.app, lambda: durable.settings.publish_timeout, durable.clock.monotonic
+        )
 
     @property
     def _app(self) -> Celery:
@@ -115,31 +119,32 @@ class Starter:
         from durable.task import Workflow
 
         task = options.get("task_type") or self._app._tasks.get(name)  # noqa: SLF001
+        if task is None or isinstance(task, Workflow):
+            options["task_id"] = options.get("task_id") or id_of_entry(name)
         if not isinstance(task, Workflow) or self._durable.settings.accept_only:
             return self._send_task(name, args, kwargs, **options)
+        if "task_type" not in options:  # by name: the task's own options count too, as in Celery
+            own = {key: each for key, each in task._get_exec_options().items() if each is not None}  # noqa: SLF001
+            options = {**own, **options}
         return self._start(_Call(task, args or (), kwargs or {}, options))
 
-    def ring(self, doorbell: Doorbell, producer: Any) -> None:
+    def ring(self, doorbell: Doorbell) -> None:
         """Publish the message of a run that is in Postgres.
 
         Not through ``send_task``: that subscribes this process to the result,
         which the dispatcher does not wait for.
+
+        Raises:
+            OperationalError: the broker did not take it in ``durable_publish_timeout``.
         """
         options = load_message(doorbell.message)
-        headers = {**(options.get("headers") or {}), DOORBELL: True}
-        stamps = {header: options.get(header) for header in options.get("stamped_headers") or ()}
-        amqp = self._app.amqp
-        message = amqp.create_task_message(
-            doorbell.id,
-            doorbell.name,
-            (),
-            {},
-            create_sent_event=self._app.conf.task_send_sent_event,
-            **{key: options[key] for key in _IN_MESSAGE if key in options},
-            **stamps,
+        self._publisher.publish(
+            lambda producer: self._send(doorbell.id, doorbell.name, options, producer, retry=False)
         )
-        publish = {key: options[key] for key in _IN_PUBLISH if key in options}
-        amqp.send_task_message(producer, doorbell.name, message, headers=headers, **publish)
+
+    def close(self) -> None:
+        """Close this process's connections to the broker."""
+        self._publisher.close()
 
     def accept(
         self, task: Workflow, run_id: str, args: Any, kwargs: Any, options: dict[str, Any]
@@ -150,14 +155,13 @@ class Starter:
             StoreError: Postgres did not take it; the message must not be acknowledged.
         """
         call = _Call(task, args, kwargs, {**options, "task_id": run_id})
-        run, _ = self._prepare(call, rung=True)
+        run, _ = self._prepare(call, publish=True)
         self._durable.database.call(runs.insert, run)
         return run.delay
 
     def _start(self, call: _Call) -> AsyncResult[Any]:
         durable = self._durable
-        publish = call.options.get("countdown") is None and call.options.get("eta") is None
-        run, message = self._prepare(call, rung=publish and durable.broker_answers())
+        run, message = self._prepare(call, publish=durable.broker_answers())
         created = durable.database.call(runs.insert, run)
         result = self._result(call, run.id)
         if run.rung and created:
@@ -166,14 +170,8 @@ class Starter:
 
     def _ring_first(self, call: _Call, run_id: str, message: dict[str, Any]) -> None:
         """Publish. The run is accepted whatever comes of it: the dispatcher rings again."""
-        transient = {
-            key: call.options[key]
-            for key in ("producer", "publisher", "connection", "retry", "retry_policy", "router")
-            if call.options.get(key) is not None
-        }
-        options = {key: value for key, value in message.items() if key not in CANVAS}
         try:
-            self._publish(call.task.name, run_id, {**options, **transient}, add_to_parent=False)
+            self._publish(call, run_id, message)
         except _PUBLISH_ERRORS as exc:
             logger.warning(
                 "run %s is accepted, but the broker took no message (%r): a worker's dispatcher"
@@ -187,9 +185,55 @@ class Starter:
             except StoreError:
                 logger.warning("run %s: rung again after durable_ring_interval", run_id)
 
-    def _publish(self, name: str, run_id: str, options: dict[str, Any], **more: Any) -> None:
+    def _publish(self, call: _Call, run_id: str, message: dict[str, Any]) -> None:
+        options, backend = call.options, self._app.backend
+        listens, by_rpc = not message.get("ignore_result"), "reply_to" in message
+
+        def send(producer: Any, **policy: Any) -> None:
+            if listens and by_rpc:  # declares the queue that results are sent to
+                backend.on_task_call(producer, run_id)
+            self._send(run_id, call.task.name, message, producer, **policy)
+
+        own = self._callers_producer(options)
+        if own is None:
+            retry = options.get("retry") is not False
+            self._publisher.publish(lambda producer: send(producer, retry=False), retry=retry)
+        else:  # the caller's, and so are its time limits and retries
+            policy = {key: options[key] for key in ("retry", "retry_policy") if key in options}
+            with own.connection._reraise_as_library_errors():  # noqa: SLF001 - as Celery does
+                send(own, **policy)
+        if listens and not by_rpc:
+            # Celery does this first. Its Redis backend waits two minutes for a
+            # server that does not answer, and often that is the broker's.
+            backend.on_task_call(None, run_id)
+
+    def _callers_producer(self, options: Mapping[str, Any]) -> Any:
+        """Return the producer that the caller chose; not the one of Celery's pool in canvas."""
+        amqp = self._app.amqp
+        if options.get("connection"):
+            return amqp.Producer(options["connection"], auto_declare=False)
+        given = options.get("producer") or options.get("publisher")
+        pool = getattr(getattr(given, "__connection__", None), "_pool", None)
+        return None if pool is not None and pool is amqp.producer_pool.connections else given
+
+    def _send(
+        self, run_id: str, name: str, options: dict[str, Any], producer: Any, **policy: Any
+    ) -> None:
+        """Make Celery's message of a run and give it to the broker."""
+        amqp = self._app.amqp
         headers = {**(options.get("headers") or {}), DOORBELL: True}
-        self._send_task(name, (), {}, task_id=run_id, **{**options, **more, "headers": headers})
+        stamps = {header: options.get(header) for header in options.get("stamped_headers") or ()}
+        message = amqp.create_task_message(
+            run_id,
+            name,
+            create_sent_event=self._app.conf.task_send_sent_event,
+            **{key: options[key] for key in _IN_MESSAGE if key in options},
+            **stamps,
+        )
+        # Lists and dicts, whatever the serializer makes of tuples: the claim fills them in place.
+        message = message._replace(body=([], {}, message.body[2]))
+        publish = {key: options[key] for key in _IN_PUBLISH if key in options}
+        amqp.send_task_message(producer, name, message, headers=headers, **publish, **policy)
 
     def _result(self, call: _Call, run_id: str) -> AsyncResult[Any]:
         options = call.options
@@ -202,15 +246,16 @@ class Starter:
 
     # --- what is written
 
-    def _prepare(self, call: _Call, *, rung: bool) -> tuple[runs.NewRun, dict[str, Any]]:
+    def _prepare(self, call: _Call, *, publish: bool) -> tuple[runs.NewRun, dict[str, Any]]:
         durable, options = self._durable, call.options
         _refuse(options)
-        run_id = _checked_id(options.get("task_id") or entry_run_id.get() or celery_uuid())
+        run_id = _checked_id(options.get("task_id") or celery_uuid())
         what = f"the arguments of {call.task.name!r}"
         _check_arguments(call)
         text = durable.codec.encode({"args": list(call.args), "kwargs": dict(call.kwargs)}, what)
         message = self._message(call)
         queue = self._route(call, message)
+        delay = self._delay(options)
         run = runs.NewRun(
             id=run_id,
             namespace=durable.settings.namespace,
@@ -218,10 +263,10 @@ class Starter:
             input=text,
             message=dump_message(message),
             queue=queue,
-            delay=self._delay(options),
+            delay=delay,
             deadline=_seconds(options.get("deadline", call.task.deadline), "deadline"),
             expires=self._expires(options.get("expires", call.task.expires)),
-            rung=rung,
+            rung=publish and delay is None,
             ring_again=durable.settings.ring_interval,
             tail=self._has_tail(call),
         )
@@ -283,12 +328,12 @@ class Starter:
         return str(queue_name)
 
     def _delay(self, options: Mapping[str, Any]) -> float | None:
+        """Seconds until the run is due; None: now."""
         countdown, eta = options.get("countdown"), options.get("eta")
-        if countdown is not None:
-            return max(0.0, float(countdown))
-        if eta is None:
+        if countdown is None and eta is None:
             return None
-        return max(0.0, self._until(eta, "eta"))
+        delay = float(countdown) if countdown is not None else self._until(eta, "eta")
+        return delay if delay > 0 else None
 
     def _expires(self, expires: Any) -> float | None:
         if expires is None:

@@ -80,11 +80,13 @@ class Workflow(Task):
         belong to that run.
         """
         body = super().__call__
+        if context.running.get() is not None:
+            return body(*args, **kwargs)
         request = self.request
         if not (request.called_directly or request.is_eager):
             return boundary.run_in_worker(self, self.durable, body)
-        if context.running.get() is not None:
-            return body(*args, **kwargs)
+        if request.is_eager and body.__func__ is Task.__call__:
+            body = self.run  # Celery's own __call__ would hide the request
         return boundary.run_inline(self, self.durable, body, args, kwargs)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:  # noqa: N802
@@ -138,11 +140,12 @@ class Workflow(Task):
             raise exc or self.MaxRetriesExceededError(
                 f"Can't retry {self.name}[{self.request.id}]: {limit} retries are used up"
             )
-        delay = self._delay(eta, countdown)
+        delay = self.pause_until(
+            eta or (self.default_retry_delay if countdown is None else countdown)
+        )
         cause = exc if isinstance(exc, Exception) else None
-        execution.journal.park(Park("sleeping", "retry", delay=delay, retry=True))
-        suspend = execution.suspend("retry", delay, cause)
-        if throw:
+        suspend = execution.park(Park("sleeping", "retry", delay=delay, retry=True), cause=cause)
+        if throw and suspend is not None:
             raise suspend
         return Parked("retry", exc=cause, when=delay)
 
@@ -161,12 +164,12 @@ class Workflow(Task):
                 " keeps the options that it was started with"
             )
 
-    def _delay(self, eta: datetime | None, countdown: float | None) -> float:
-        if eta is not None:
-            now = self.durable.clock.now()
-            aware = eta if eta.tzinfo else eta.replace(tzinfo=self.app.timezone)
-            return max(0.0, (aware - now).total_seconds())
-        return float(self.default_retry_delay if countdown is None else countdown)
+    def pause_until(self, when: datetime | float | None) -> float:
+        """Return the seconds until a date, or the number given; None is now."""
+        if isinstance(when, datetime):
+            aware = when if when.tzinfo else when.replace(tzinfo=self.app.timezone)
+            return max(0.0, (aware - self.durable.clock.now()).total_seconds())
+        return float(when or 0.0)
 
     def replace(self, sig: Any) -> Any:
         """Refused in a run; as in Celery elsewhere."""

@@ -16,6 +16,7 @@ from pytest_celery import CeleryTestSetup
 
 from tests.harness import apps, brokers, services
 from tests.harness.own_postgres import OwnPostgres
+from tests.harness.own_redis import OwnRedis
 from tests.harness.postgres import PostgresServer
 from tests.harness.worker import LocalWorker, WorkerNode
 
@@ -28,6 +29,10 @@ StartWorker = Callable[..., WorkerNode]
 # --- the run ---------------------------------------------------------------
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--storm", action="store_true", help="run the tests marked storm too")
+
+
 def pytest_report_header() -> list[str]:
     return services.report()
 
@@ -38,6 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kind = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else "unit"
         if kind in KINDS:
             item.add_marker(kind)
+        if item.get_closest_marker("storm") and not item.config.getoption("--storm"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: make storm"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -120,7 +127,8 @@ def rabbitmq_vhost() -> Iterator[str]:
 def celery_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[brokers.BrokerNode]:
     """The broker of this test: ``rabbitmq``, ``redis`` or ``filesystem``.
 
-    Unless it is parametrised (``every_broker``) it is Redis where there is
+    ``own_redis`` is a server of the test alone, for it to stop, stall and empty;
+    ``stalling_rabbitmq`` is this machine's, through a proxy. Unless it is parametrised (``every_broker``) it is Redis where there is
     one, else the filesystem.
     """
     fallback = "redis" if services.is_reachable(services.REDIS) else "filesystem"
@@ -131,6 +139,11 @@ def celery_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[br
     elif name == "redis":
         services.require(services.REDIS)
         broker = brokers.redis()
+    elif name == "own_redis":
+        broker = OwnRedis(tmp_path / "redis")
+    elif name == "stalling_rabbitmq":
+        services.require(services.RABBITMQ)
+        broker = brokers.StallingRabbitmq(request.getfixturevalue("rabbitmq_vhost"))
     else:
         broker = brokers.filesystem(tmp_path / "broker")
     node = brokers.BrokerNode(broker)
@@ -211,6 +224,7 @@ def start_worker(
     tmp_path: Path,
     app: Celery,
     app_name: str,
+    celery_broker: brokers.BrokerNode,
     celery_setup_config: dict[str, Any],
     worker_pool: str,
 ) -> Iterator[StartWorker]:
@@ -229,6 +243,7 @@ def start_worker(
         settings = apps.environment(celery_setup_config)
         env = {"TMPDIR": str(temporary), **settings, **options.pop("env", {})}
         options = {"pool": worker_pool, "log_path": tmp_path / f"{name}.log", **options}
+        celery_broker.container.more_queues.update(options.get("queues", ()))
         worker = WorkerNode(LocalWorker(app_name, name=name, env=env, **options), app)
         workers.append(worker)
         worker.start()

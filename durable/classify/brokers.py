@@ -48,8 +48,9 @@ def _kafka_python(exc: Any, _case: Case) -> Verdict:
     return verdict.because(f"{type(exc).__name__}.retriable is {retriable}")
 
 
-#: librdkafka's: transport, brokers down, timeouts, queue full, purged and the like, resolve;
-#: the protocol's: leader or coordinator moving, timeouts, network, not enough replicas.
+#: librdkafka's: transport, resolver, all brokers down, timeouts, queue full, coordinator
+#: awaited, "retry"; the protocol's: topic, leader or coordinator moving, timeout, network,
+#: too few replicas, rebalance, throttling.
 KAFKA_RECOVERABLE = frozenset(
     {-195, -187, -185, -192, -184, -166, -180, -193, -153}
     | {3, 5, 6, 7, 13, 14, 15, 16, 19, 20, 27, 89}

@@ -40,19 +40,23 @@ class Due:
 #          task's rate limit does not collect messages without end.
 # Only names that a live worker has registered are rung; the rest wait, visible.
 # Deadlines and expiry end a run here, wherever it is; one that runs is fenced
-# by it. A run with a Celery continuation is rung for that.
+# by it. A run with a Celery continuation is rung for that, and so is one that
+# failed, for Celery's hooks.
 _DUE = """
 WITH fresh AS MATERIALIZED (
     SELECT id FROM durable.workflow_runs
      WHERE namespace_id = %(namespace)s AND NOT rung AND available_at <= now()
-       AND (workflow_name = ANY(%(names)s) OR deadline_at <= now() OR expires_at <= now())
+       AND (workflow_name = ANY(%(names)s)
+            OR ((deadline_at <= now() OR expires_at <= now())
+                AND status <> ALL ('{succeeded,failed,canceled}')))
      ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
 ), again AS MATERIALIZED (
     SELECT id FROM durable.workflow_runs
      WHERE namespace_id = %(namespace)s AND rung AND available_at <= now()
        AND (   (workflow_name = ANY(%(names)s)
                 AND (queue = ANY(%(idle_queues)s) OR (queue IS NULL AND %(idle)s)))
-            OR deadline_at <= now() OR expires_at <= now())
+            OR ((deadline_at <= now() OR expires_at <= now())
+                AND status <> ALL ('{succeeded,failed,canceled}')))
      ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
 ), due AS (
     SELECT r.id, r.status = ANY('{succeeded,failed,canceled}') AS ended,
@@ -69,9 +73,10 @@ WITH fresh AS MATERIALIZED (
            completed_at = CASE WHEN ended THEN r.completed_at
                                WHEN expired OR late THEN now() END,
            attempt = r.attempt + CASE WHEN late AND NOT ended THEN 1 ELSE 0 END,
-           rung = ended OR r.tail OR NOT (expired OR late),
+           tail = r.tail OR (late AND NOT expired),
+           rung = (ended OR r.tail OR NOT expired) AND r.workflow_name = ANY(%(names)s),
            available_at = CASE
-               WHEN (expired OR late) AND NOT ended AND NOT r.tail THEN 'infinity'
+               WHEN expired AND NOT ended AND NOT r.tail THEN 'infinity'
                ELSE least(now() + greatest(make_interval(secs => %(ring_again)s),
                                            CASE WHEN r.rung THEN now() - r.created_at END),
                           CASE WHEN NOT (ended OR expired OR late) THEN r.deadline_at END,

@@ -95,12 +95,13 @@ class Database:
         Raises:
             DatabaseUnavailable: there is no server to talk to.
         """
+        try:
+            return self._once(query, *args, **kwargs)
+        except Exception as exc:  # noqa: BLE001 - sorted out below, off the hot path
+            error = exc
         with translated():
-            try:
-                return self._once(query, *args, **kwargs)
-            except Exception as exc:
-                if not is_disconnect(exc):
-                    raise
+            if not is_disconnect(error):
+                raise error
             self._discard_pool()
             return self._once(query, *args, **kwargs)
 

@@ -90,7 +90,8 @@ class RunRow:
 # A run is accepted when this is committed. A repeat after a lost answer finds
 # its own row; so does the second of two beats that start one entry.
 # `available_at` of a run whose message is about to be published is the time
-# at which the dispatcher starts to doubt that the message lives.
+# at which the dispatcher starts to doubt that the message lives. A due time
+# close by is announced, as the dispatcher may sleep past it.
 _INSERT = """
 INSERT INTO durable.workflow_runs
        (id, namespace_id, workflow_name, version, status, input, message, queue, rung, tail,
@@ -107,6 +108,7 @@ VALUES (%(id)s, %(namespace)s, %(name)s, %(version)s,
         now() + make_interval(secs => %(deadline)s::float8),
         now() + make_interval(secs => %(expires)s::float8))
 ON CONFLICT (id) DO NOTHING
+RETURNING CASE WHEN %(delay)s::float8 < 5 THEN pg_notify('durable', namespace_id) END
 """
 
 
@@ -171,11 +173,14 @@ def claim(
         return None if claimed is None else (claimed, steps.fetchall())
 
 
-# The outcome, once. A repeat after a lost answer matches nothing, and
-# `is_ours` then tells it from a lost run.
+# The outcome, once. A repeat after a lost answer matches nothing, and `_state`
+# then tells it from a lost run. The reason of a cancellation was given with
+# the request, which may have come after this worker's claim.
 _FINISH = """
 UPDATE durable.workflow_runs
-   SET status = %(status)s, output = %(output)s, error = %(error)s, reason = %(reason)s,
+   SET status = %(status)s, output = %(output)s, error = %(error)s,
+       reason = CASE WHEN %(status)s = 'canceled' AND control IS NOT NULL THEN reason
+                     ELSE %(reason)s END,
        completed_at = now(), child_pid = NULL, rung = false,
        available_at = CASE WHEN tail THEN now() + make_interval(secs => %(tail_timeout)s)
                            ELSE 'infinity' END
@@ -223,7 +228,7 @@ WITH parked AS (
                                ELSE least(now() + make_interval(secs => %(delay)s::float8),
                                           deadline_at, 'infinity') END,
            retries = retries + %(retries)s, generation = generation + %(retries)s,
-           reason = %(reason)s, error = coalesce(%(error)s, error),
+           reason = CASE WHEN control IS NULL THEN %(reason)s ELSE reason END, error = coalesce(%(error)s, error),
            child_pid = NULL, rung = false
      WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
     RETURNING id, namespace_id, available_at, generation
@@ -279,7 +284,7 @@ def park(
 ) -> bool:
     """Park a run, and record the failed step that made it wait, in one statement.
 
-    False: the run is no longer this attempt's.
+    False: the run is no longer this attempt's, nothing was stored.
     """
     params = {
         "id": run_id,
@@ -299,7 +304,11 @@ def park(
         "step_context": failed and failed.context,
         "seconds": failed.seconds if failed else 0.0,
     }
-    return conn.execute(_PARK, params).rowcount == 1
+    if conn.execute(_PARK, params).rowcount == 1:
+        return True
+    # A repeat after a lost answer finds the run parked, and not yet claimed anew.
+    now_attempt, status = _state(conn, run_id) or (None, "")
+    return now_attempt == attempt and status not in ENDED
 
 
 # Cancelling a run that runs asks its worker, who looks at the next step;
@@ -333,10 +342,9 @@ def cancel(conn: Connection, run_ids: Sequence[str], namespace: str, reason: str
 _FAIL_HELD = """
 UPDATE durable.workflow_runs
    SET status = 'failed', error = %(error)s, reason = %(reason)s, completed_at = now(),
-       attempt = attempt + 1, rung = false, child_pid = NULL,
-       available_at = CASE WHEN tail THEN now() ELSE 'infinity' END
+       attempt = attempt + 1, rung = false, child_pid = NULL, tail = true, available_at = now()
  WHERE id = %(id)s AND status = 'running' AND worker_id = %(worker)s
-RETURNING CASE WHEN tail THEN pg_notify('durable', namespace_id) END
+RETURNING pg_notify('durable', namespace_id)
 """
 
 

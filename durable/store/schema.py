@@ -77,28 +77,32 @@ step_attempts = sa.Table(
     metadata,
     # No foreign key: its check would cost each step a second look at the run
     # row that the fence has just locked. A trigger on workflow_runs cascades.
-    sa.Column("workflow_run_id", pg.UUID, primary_key=True),
-    sa.Column("branch", sa.Text, primary_key=True, server_default=""),
-    sa.Column("ordinal", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("step_name", sa.Text, primary_key=True),
-    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    # Columns of fixed size come first, and small numbers before texts in the
+    # key: no padding, a fifth less to store for a small step.
+    sa.Column("workflow_run_id", pg.UUID, nullable=False),
+    sa.Column("id", pg.UUID, nullable=False, server_default=sa.text("gen_random_uuid()")),
+    sa.Column("created_at", _timestamp, nullable=False, server_default=_now),
+    sa.Column("completed_at", _timestamp),
+    sa.Column("ordinal", sa.Integer, nullable=False, comment="position in the branch"),
+    sa.Column("attempt", sa.SmallInteger, nullable=False),
     sa.Column(
         "set_aside",
-        sa.Integer,
-        primary_key=True,
-        autoincrement=False,
+        sa.SmallInteger,
+        nullable=False,
         server_default="0",
         comment="0: counts; else the generation that discarded it",
     ),
-    sa.Column("id", pg.UUID, nullable=False, server_default=sa.text("gen_random_uuid()")),
+    sa.Column("branch", sa.Text, nullable=False, server_default=""),
+    sa.Column("step_name", sa.Text, nullable=False),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("config", pg.JSONB, nullable=False, server_default="{}"),
     sa.Column("context", pg.JSONB),
     sa.Column("output", pg.JSON),
     sa.Column("error", pg.JSON),
-    sa.Column("created_at", _timestamp, nullable=False, server_default=_now),
-    sa.Column("completed_at", _timestamp),
+    sa.PrimaryKeyConstraint(
+        "workflow_run_id", "ordinal", "attempt", "set_aside", "branch", "step_name"
+    ),
 )
 
 workers = sa.Table(

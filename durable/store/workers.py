@@ -85,7 +85,8 @@ def leave(conn: Connection, worker_id: str) -> None:
 
 # What happens to a run whose worker is gone, in one expression list: fenced,
 # and rung at once; or ended, if it was asked to or did this too often. The
-# count starts anew with every step committed since the claim.
+# count starts anew with every step committed since the claim. A failure is
+# rung too, so that Celery's hooks see it.
 _TAKE_OVER = """
    SET attempt = r.attempt + 1,
        recoveries = fate.recoveries,
@@ -95,8 +96,9 @@ _TAKE_OVER = """
                      WHEN fate.lost THEN 'lost' ELSE %(reason)s END,
        error = CASE WHEN fate.lost THEN %(error)s ELSE r.error END,
        completed_at = CASE WHEN r.control = 'cancel' OR fate.lost THEN now() END,
-       available_at = CASE WHEN (r.control = 'cancel' OR fate.lost) AND NOT r.tail
-                           THEN 'infinity' ELSE now() END,
+       tail = r.tail OR fate.lost,
+       available_at = CASE WHEN r.control = 'cancel' AND NOT r.tail THEN 'infinity'
+                           ELSE now() END,
        child_pid = NULL,
        rung = false
 """

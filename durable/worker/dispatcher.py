@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from celery.exceptions import OperationalError
 from celery.utils.log import get_logger
 
 from durable.store import dispatch, runs
@@ -54,7 +55,6 @@ class Dispatcher(Duty):
         directory: Callable[[], Sequence[Peer]],
         own_names: Sequence[str],
         late_error: str,
-        producer: Callable[[], Any],
     ) -> None:
         super().__init__(
             "durable-dispatcher", interval if listen else min(interval, _BLIND_INTERVAL)
@@ -68,8 +68,6 @@ class Dispatcher(Duty):
         self._directory = directory
         self._own_names = own_names
         self._late_error = late_error
-        self._make_producer = producer
-        self._producer: Any = None
         self._conn: Connection | None = None
         self._next_in: float | None = None
 
@@ -118,25 +116,18 @@ class Dispatcher(Duty):
 
     def _ring(self, doorbells: Sequence[Doorbell]) -> None:
         unrung: list[str] = []
+        away = False
         for doorbell in doorbells:
-            if unrung:  # the broker is away: do not let each one wait for it
+            if away:  # do not let each one wait for the broker
                 unrung.append(doorbell.id)
                 continue
             try:
-                if self._producer is None:
-                    self._producer = self._make_producer()
-                self._starter.ring(doorbell, self._producer)
+                self._starter.ring(doorbell)
             except Exception as exc:  # noqa: BLE001 - transports raise what they like
                 logger.warning("run %s could not be rung: %r", doorbell.id, exc)
                 unrung.append(doorbell.id)
-                self._drop_producer()
+                # Anything else is about this one message, such as a queue that
+                # nobody knows: it must not keep those behind it waiting.
+                away = isinstance(exc, (OperationalError, OSError))
         if unrung and self._conn is not None:
             runs.unring(self._conn, unrung, delay=_BROKER_REST)
-
-    def _drop_producer(self) -> None:
-        producer, self._producer = self._producer, None
-        try:
-            if producer is not None:
-                producer.connection.collapse() if hasattr(producer.connection, "collapse") else None
-        except Exception:
-            logger.debug("dropping a broken broker connection", exc_info=True)

@@ -73,7 +73,6 @@ class Keeper:
             directory=lambda: self.heartbeat.peers,
             own_names=self._names,
             late_error=self._stored(DeadlineExceeded("the run did not end before its deadline")),
-            producer=self._producer,
         )
 
     def start(self) -> None:
@@ -119,13 +118,6 @@ class Keeper:
             free_slots=free,
             idle_beats=self._idle_beats,
         )
-
-    def _producer(self) -> Any:
-        app = self._durable.app
-        connection = app.connection_for_write()
-        timeout = self._durable.settings.publish_timeout
-        connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
-        return app.amqp.Producer(connection, auto_declare=False)
 
     def _stored(self, exc: Exception) -> str:
         durable = self._durable

@@ -48,16 +48,22 @@ def test_a_killed_worker_leaves_no_process_and_starts_again(
 
 
 def test_a_killed_child_is_replaced_and_its_worker_lives_on(
-    app_module: ModuleType, celery_worker: WorkerNode
+    app_module: ModuleType, celery_worker: WorkerNode, tmp_path: Path
 ) -> None:
-    main, before = celery_worker.pid, celery_worker.children()
-    killed = celery_worker.kill_child()
+    # A busy child: where the pool shares one pipe (filesystem), an idle one may
+    # hold the lock of that pipe, and killed with it leaves the pool deaf.
+    here = tmp_path / "here"
+    app_module.hold.delay(str(here), str(tmp_path / "gate"))
+    busy = int(wait_for(lambda: here.exists() and here.read_text(), what="the task to start"))
+    main, full = celery_worker.pid, len(celery_worker.children())
+
+    assert celery_worker.kill_child(busy) == busy
     wait_for(
-        lambda: len(celery_worker.children()) == len(before),
+        lambda: len(celery_worker.children()) == full,
         timeout=20,
         what="the pool to be full again",
     )
-    assert killed not in celery_worker.children()
+    assert busy not in celery_worker.children()
     assert celery_worker.pid == main
     assert app_module.add.delay(1, 1).get(timeout=10) == 2
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 from celery import Celery
 
@@ -15,6 +17,14 @@ app.conf.update(settings_from_environment())
 @app.task(name="plain.add")
 def add(x: int, y: int) -> int:
     return x + y
+
+
+@app.task(name="plain.hold")
+def hold(here: str, gate: str) -> None:
+    """Write the process id into the file ``here``, then stay busy until ``gate`` exists."""
+    Path(here).write_text(str(os.getpid()))
+    while not Path(gate).exists():
+        time.sleep(0.01)
 
 
 @app.task(name="plain.pid")

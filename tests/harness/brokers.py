@@ -17,6 +17,7 @@ import kombu
 from pytest_celery import CeleryTestBroker
 
 from tests.harness.names import PREFIX, is_left_over, unique_name
+from tests.harness.proxy import Proxy
 from tests.harness.services import RABBITMQ, REDIS
 
 
@@ -28,6 +29,8 @@ class LocalBroker:
     url: str
     queue: str = field(default_factory=unique_name)
     transport_options: dict[str, Any] = field(default_factory=dict)
+    #: Queues besides ``queue`` that workers of the test consume.
+    more_queues: set[str] = field(default_factory=set)
 
     @property
     def id(self) -> str:
@@ -69,7 +72,9 @@ class LocalBroker:
     def teardown(self) -> None:
         """Leave nothing of this test behind."""
         with self.connection() as connection, connection.channel() as channel:
-            channel.queue_delete(self.queue)
+            for name in (self.queue, *self.more_queues):
+                channel.queue_delete(name)
+                channel.exchange_delete(name)
 
 
 class RedisBroker(LocalBroker):
@@ -81,6 +86,20 @@ class FilesystemBroker(LocalBroker):
     def teardown(self) -> None:
         shutil.rmtree(self.transport_options["data_folder_in"], ignore_errors=True)
         shutil.rmtree(self.transport_options["control_folder"], ignore_errors=True)
+
+
+class StallingRabbitmq(LocalBroker):
+    """This machine's RabbitMQ behind a proxy of this test alone."""
+
+    def __init__(self, vhost: str) -> None:
+        self._proxy = Proxy(RABBITMQ.port)
+        super().__init__("rabbitmq", rabbitmq(vhost, self._proxy.port).url)
+        self.stall, self.go = self._proxy.stall, self._proxy.go
+
+    def teardown(self) -> None:
+        self.go()
+        super().teardown()
+        self._proxy.close()
 
 
 class BrokerNode(CeleryTestBroker):
@@ -103,9 +122,9 @@ class BrokerNode(CeleryTestBroker):
         return self.container.empty(queue)
 
 
-def rabbitmq(vhost: str) -> LocalBroker:
+def rabbitmq(vhost: str, port: int = RABBITMQ.port) -> LocalBroker:
     path = "/" if vhost == "/" else f"/{vhost}"
-    return LocalBroker("rabbitmq", f"amqp://guest:guest@{RABBITMQ.address}/{path[1:]}")
+    return LocalBroker("rabbitmq", f"amqp://guest:guest@{RABBITMQ.host}:{port}/{path[1:]}")
 
 
 def redis() -> LocalBroker:

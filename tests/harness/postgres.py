@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
+from durable.store.migrate import migrate
 from tests.harness.names import PREFIX, is_left_over, unique_name
 
 
 def with_database(url: str, database: str) -> str:
     """The same server's URL with another database name."""
     return make_url(url).set(database=database).render_as_string(hide_password=False)
-
-
-def migrate(url: str) -> None:
-    """Bring a database to the newest schema; nothing while there is no store yet."""
-    if importlib.util.find_spec("durable.store") is None:
-        return
-    from durable.store.migrate import migrate as migrate_store
-
-    migrate_store(url)
 
 
 class PostgresServer:

@@ -276,7 +276,7 @@ class WorkerNode(CeleryTestWorker):
     def kill(
         self,
         signal: Signal = "SIGKILL",
-        reload_container: bool = True,  # noqa: FBT001, FBT002 - pytest-celery's signature
+        reload_container: bool = True,
         *,
         main_only: bool = False,
     ) -> None:
@@ -284,8 +284,8 @@ class WorkerNode(CeleryTestWorker):
 
     def restart(
         self,
-        reload_container: bool = True,  # noqa: FBT001, FBT002 - pytest-celery's signature
-        force: bool = False,  # noqa: FBT001, FBT002
+        reload_container: bool = True,
+        force: bool = False,
     ) -> None:
         """Start it again; with ``force`` it is killed first rather than stopped warm."""
         if force:

@@ -19,6 +19,7 @@ import pytest
 from billiard.context import ForkContext
 
 from durable import embedded
+from durable._cluster import Cluster
 from durable.errors import ConfigurationError, DatabaseUnavailable
 from tests.harness import wait_for
 from tests.harness.own_postgres import FAST, OwnPostgres, postmaster_pid
@@ -40,6 +41,7 @@ StartUser = Callable[[], User]
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
+    """A directory outside pytest's own, which pytest closes to all but root now and then."""
     path = Path(tempfile.mkdtemp(prefix="durable-pg-"))
     path.chmod(0o711)  # as root, the server runs as somebody else
     yield path
@@ -123,14 +125,14 @@ def test_settings_of_other_servers_in_the_environment_do_not_matter(
         assert query(server.url, "SHOW port") == "5432"
 
 
-def test_a_path_too_long_for_a_socket_works(tmp_path: Path) -> None:
-    deep = tmp_path / ("d" * 120)
+def test_a_path_too_long_for_a_socket_works(directory: Path) -> None:
+    deep = directory / ("d" * 120)
     with embedded.start(deep, settings=FAST) as server:
         assert query(server.url, "SELECT 1") == 1
         with embedded.start(deep) as joined:
             assert joined.url == server.url
     embedded.wait_stopped(deep)
-    assert not embedded._Cluster.at(deep).socket_directory.exists()
+    assert not Cluster.at(deep).socket_directory.exists()
 
 
 # --- who keeps it running --------------------------------------------------
@@ -294,12 +296,12 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(directory: Path) ->
 
 
 def test_a_socket_directory_of_another_user_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path,
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a directory away")
-    deep = (tmp_path / ("d" * 120)).absolute()
-    socket_directory = embedded._Cluster.at(deep).socket_directory
+    deep = directory / ("d" * 120)
+    socket_directory = Cluster.at(deep).socket_directory
     socket_directory.mkdir()
     os.chown(socket_directory, 4242, 4242)
     try:

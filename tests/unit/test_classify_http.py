@@ -210,7 +210,15 @@ def test_urllib3_alone(server: str, refusing: str) -> None:
 
 def test_urllib_of_the_standard_library(server: str, refusing: str) -> None:
     def get(url: str) -> Callable[[], object]:
-        return lambda: urllib.request.urlopen(url, timeout=0.1).read()
+        def act() -> None:
+            try:
+                with urllib.request.urlopen(url, timeout=0.1) as response:
+                    response.read()
+            except urllib.error.HTTPError as exc:
+                exc.close()  # it is the response, too
+                raise
+
+        return act
 
     found = verdict_of(get(f"{server}/503?3"))
     assert (found.retry_class, found.retry_after) == (R, 3.0)

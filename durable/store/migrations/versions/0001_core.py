@@ -72,28 +72,30 @@ def upgrade() -> None:
     )
     op.create_table(
         "step_attempts",
-        sa.Column("workflow_run_id", pg.UUID, primary_key=True),
-        sa.Column("branch", sa.Text, primary_key=True, server_default=""),
-        sa.Column("ordinal", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("step_name", sa.Text, primary_key=True),
-        sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("workflow_run_id", pg.UUID, nullable=False),
+        sa.Column("id", pg.UUID, nullable=False, server_default=sa.text("gen_random_uuid()")),
+        sa.Column("created_at", TIMESTAMP, nullable=False, server_default=NOW),
+        sa.Column("completed_at", TIMESTAMP),
+        sa.Column("ordinal", sa.Integer, nullable=False, comment="position in the branch"),
+        sa.Column("attempt", sa.SmallInteger, nullable=False),
         sa.Column(
             "set_aside",
-            sa.Integer,
-            primary_key=True,
-            autoincrement=False,
+            sa.SmallInteger,
+            nullable=False,
             server_default="0",
             comment="0: counts; else the generation that discarded it",
         ),
-        sa.Column("id", pg.UUID, nullable=False, server_default=sa.text("gen_random_uuid()")),
+        sa.Column("branch", sa.Text, nullable=False, server_default=""),
+        sa.Column("step_name", sa.Text, nullable=False),
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("status", sa.Text, nullable=False),
         sa.Column("config", pg.JSONB, nullable=False, server_default="{}"),
         sa.Column("context", pg.JSONB),
         sa.Column("output", pg.JSON),
         sa.Column("error", pg.JSON),
-        sa.Column("created_at", TIMESTAMP, nullable=False, server_default=NOW),
-        sa.Column("completed_at", TIMESTAMP),
+        sa.PrimaryKeyConstraint(
+            "workflow_run_id", "ordinal", "attempt", "set_aside", "branch", "step_name"
+        ),
         schema="durable",
     )
     op.create_table(
