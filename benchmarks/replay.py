@@ -31,7 +31,9 @@ def measure(url: str) -> list[Figure]:
 
 def _replay(database: Database) -> float:
     run_id = SYSTEM.uuid()
-    database.call(runs.insert, runs.NewRun(run_id, "default", "bench", '{"args":[],"kwargs":{}}', "{}"))
+    database.call(
+        runs.insert, runs.NewRun(run_id, "default", "bench", '{"args":[],"kwargs":{}}', "{}")
+    )
     database.call(lambda conn: conn.execute(_FILL, (run_id, _STEPS - 1)))
     started = time.perf_counter()
     claimed = database.call(

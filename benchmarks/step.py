@@ -62,7 +62,9 @@ def measure(url: str) -> list[Figure]:
 
 def _execution(database: Database) -> Execution:
     run_id = SYSTEM.uuid()
-    database.call(runs.insert, runs.NewRun(run_id, "default", "bench", '{"args":[],"kwargs":{}}', "{}"))
+    database.call(
+        runs.insert, runs.NewRun(run_id, "default", "bench", '{"args":[],"kwargs":{}}', "{}")
+    )
     claimed = database.call(
         runs.claim, run_id, "default", worker="bench", pid=os.getpid(), tail_timeout=30.0
     )

@@ -26,18 +26,29 @@ def measure(url: str) -> list[Figure]:
     with psycopg.connect(url, autocommit=True) as conn:
         for _ in range(_ROUNDS):
             rates["durable"].append(
-                _drain(conn, "durable_app", apps.durable_noop, (), "durable.workflow_runs", _RUNS_DONE)
+                _drain(
+                    conn, "durable_app", apps.durable_noop, (), "durable.workflow_runs", _RUNS_DONE
+                )
             )
             rates["database"].append(
                 _drain(conn, "database_app", apps.database_noop, (), "celery_taskmeta", _TASKS_DONE)
             )
             rates["steps"].append(
-                _drain(conn, "durable_app", apps.durable_steps, (5,), "durable.workflow_runs", _RUNS_DONE)
+                _drain(
+                    conn,
+                    "durable_app",
+                    apps.durable_steps,
+                    (5,),
+                    "durable.workflow_runs",
+                    _RUNS_DONE,
+                )
             )
     median = {name: statistics.median(each) for name, each in rates.items()}
     return [
         Figure("durable no-op runs", f"{median['durable']:,.0f} /s"),
-        Figure("plain no-op tasks, Celery's Postgres result backend", f"{median['database']:,.0f} /s"),
+        Figure(
+            "plain no-op tasks, Celery's Postgres result backend", f"{median['database']:,.0f} /s"
+        ),
         at_least("durable / plain", median["durable"] / median["database"], 1.5, "×"),
         Figure("durable runs of 5 steps", f"{median['steps']:,.0f} /s"),
         *_latency(apps),
@@ -45,7 +56,12 @@ def measure(url: str) -> list[Figure]:
 
 
 def _drain(
-    conn: psycopg.Connection, app: str, task: object, args: tuple[object, ...], table: str, done: str
+    conn: psycopg.Connection,
+    app: str,
+    task: object,
+    args: tuple[object, ...],
+    table: str,
+    done: str,
 ) -> float:
     if conn.execute("SELECT to_regclass(%s)", (table,)).fetchone()[0] is not None:
         conn.execute(f"TRUNCATE {table}")
@@ -75,6 +91,8 @@ def _latency(apps: object) -> list[Figure]:
         )
     return [
         Figure("delay() to result, durable, p50", f"{times['durable'] * 1e3:.2f} ms"),
-        Figure("delay() to result, plain with Redis results, p50", f"{times['redis'] * 1e3:.2f} ms"),
+        Figure(
+            "delay() to result, plain with Redis results, p50", f"{times['redis'] * 1e3:.2f} ms"
+        ),
         at_most("durable / plain", times["durable"] / times["redis"], 1.6, "×"),
     ]

@@ -274,21 +274,25 @@ class Starter:
 
     def _message(self, call: _Call) -> dict[str, Any]:
         options, conf = call.options, self._app.conf
-        message = {key: options[key] for key in _KEPT if options.get(key) is not None}
+        given = {key: options.get(key) for key in _KEPT}
+        message = {
+            key: value for key, value in given.items() if value is not None and value is not False
+        }
+        if message.get("serializer") == conf.task_serializer:
+            del message["serializer"]
         for header in message.get("stamped_headers") or ():
             message[header] = options.get(header)
         for key in CANVAS:
             if options.get(key):
                 message[key] = _with_ids(options[key]) if key != "chord" else options[key]
         self._inherit(message, conf)
-        maxlevels = conf.task_repr_maxlevels
-        amqp = self._app.amqp
-        message.setdefault(
-            "argsrepr", saferepr(call.args, amqp.argsrepr_maxsize, maxlevels=maxlevels)
-        )
-        message.setdefault(
-            "kwargsrepr", saferepr(call.kwargs, amqp.kwargsrepr_maxsize, maxlevels=maxlevels)
-        )
+        amqp, maxlevels = self._app.amqp, conf.task_repr_maxlevels
+        if call.args and "argsrepr" not in message:
+            message["argsrepr"] = saferepr(call.args, amqp.argsrepr_maxsize, maxlevels=maxlevels)
+        if call.kwargs and "kwargsrepr" not in message:
+            message["kwargsrepr"] = saferepr(
+                call.kwargs, amqp.kwargsrepr_maxsize, maxlevels=maxlevels
+            )
         if self._app.backend.__class__.__name__ == "RPCBackend":
             message["reply_to"] = options.get("reply_to") or self._app.thread_oid
         return message

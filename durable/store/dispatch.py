@@ -39,19 +39,22 @@ class Due:
 #          message just waits its turn. Its age doubles the pause, so that a
 #          task's rate limit does not collect messages without end.
 # Only names that a live worker has registered are rung; the rest wait, visible.
+# What a run is judged by comes out of the locking SELECTs: they return the row
+# as it was locked. Looked up again by id it was the statement's snapshot, and a
+# cancel committed between the two was undone.
 # Deadlines and expiry end a run here, wherever it is; one that runs is fenced
 # by it. A run with a Celery continuation is rung for that, and so is one that
 # failed, for Celery's hooks.
 _DUE = """
 WITH fresh AS MATERIALIZED (
-    SELECT id FROM durable.workflow_runs
+    SELECT id, status, expires_at, deadline_at FROM durable.workflow_runs
      WHERE namespace_id = %(namespace)s AND NOT rung AND available_at <= now()
        AND (workflow_name = ANY(%(names)s)
             OR ((deadline_at <= now() OR expires_at <= now())
                 AND status <> ALL ('{succeeded,failed,canceled}')))
      ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
 ), again AS MATERIALIZED (
-    SELECT id FROM durable.workflow_runs
+    SELECT id, status, expires_at, deadline_at FROM durable.workflow_runs
      WHERE namespace_id = %(namespace)s AND rung AND available_at <= now()
        AND (   (workflow_name = ANY(%(names)s)
                 AND (queue = ANY(%(idle_queues)s) OR (queue IS NULL AND %(idle)s)))
@@ -59,10 +62,10 @@ WITH fresh AS MATERIALIZED (
                 AND status <> ALL ('{succeeded,failed,canceled}')))
      ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
 ), due AS (
-    SELECT r.id, r.status = ANY('{succeeded,failed,canceled}') AS ended,
-           coalesce(r.expires_at <= now(), false) AS expired,
-           coalesce(r.deadline_at <= now(), false) AS late
-      FROM durable.workflow_runs r WHERE r.id IN (TABLE fresh UNION ALL TABLE again)
+    SELECT id, status = ANY('{succeeded,failed,canceled}') AS ended,
+           coalesce(expires_at <= now(), false) AS expired,
+           coalesce(deadline_at <= now(), false) AS late
+      FROM (TABLE fresh UNION ALL TABLE again) AS locked
 ), rung AS (
     UPDATE durable.workflow_runs r
        SET status = CASE WHEN ended THEN r.status WHEN expired THEN 'canceled'

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from durable.errors import SchemaTooNew
 from durable.store.errors import translated
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 #: The newest migration that this code knows.
 HEAD = "0001"
@@ -68,11 +72,35 @@ def _current_revision(conn: psycopg.Connection[tuple[object, ...]]) -> str | Non
     return None if revision is None else str(revision)
 
 
+def _create_schema(connection: Connection) -> None:
+    """Make the schema, or refuse one that this code cannot migrate.
+
+    ``IF NOT EXISTS`` would ask for a right on the database even where the
+    schema exists, and the role owns it.
+    """
+    if connection.exec_driver_sql("SELECT to_regnamespace('durable')").scalar() is None:
+        connection.exec_driver_sql("CREATE SCHEMA durable")
+        return
+    if connection.exec_driver_sql("SELECT to_regclass('durable.alembic_version')").scalar():
+        query = "SELECT max(version_num) FROM durable.alembic_version"
+        current = connection.exec_driver_sql(query).scalar()
+        if current is not None and current > HEAD:
+            raise SchemaTooNew(
+                f"the schema 'durable' is at revision {current}, newer than this code's {HEAD}:"
+                " there is nothing to migrate. Run migrations with the newest celery-durable that"
+                " you deploy"
+            )
+
+
 def migrate(url: str) -> None:
     """Apply all missing migrations, in one transaction, under a lock.
 
     Ten processes that start at once wait for each other; nine of them then
     find nothing to do.
+
+    Raises:
+        SchemaTooNew: a newer version of the package has migrated already.
+        MissingRights: the role may not create the schema or its tables.
     """
     import sqlalchemy as sa
     from alembic import command
@@ -87,6 +115,6 @@ def migrate(url: str) -> None:
     )
     with translated(), engine.begin() as connection:
         connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-        connection.execute(sa.text("CREATE SCHEMA IF NOT EXISTS durable"))
+        _create_schema(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

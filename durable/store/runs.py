@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any, NamedTuple
 
 from psycopg.rows import class_row
 
 from durable.store.pool import Connection
+from durable.store.prepared import Prepared, Row
 from durable.store.steps import StepAttempt
 
 #: Where the dispatcher listens. The payload is the namespace.
@@ -42,9 +44,8 @@ class NewRun:
     parent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a worker is given with a run."""
+class Claim(NamedTuple):
+    """What a worker is given with a run; JSON as text."""
 
     id: str
     name: str
@@ -59,8 +60,14 @@ class Claim:
     control: str | None
     reason: str | None
     tail: bool
-    recoveries: int
-    replaying: bool
+
+    @classmethod
+    def from_texts(cls, row: Row) -> Claim:
+        """Make one of the columns that a claim returns."""
+        columns: dict[str, Any] = dict(zip(cls._fields, row, strict=True))
+        for number in ("attempt", "wake", "retries"):
+            columns[number] = int(columns[number])
+        return cls(**{**columns, "tail": columns["tail"] == "true"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,7 @@ VALUES (%(id)s, %(namespace)s, %(name)s, %(version)s,
         CASE WHEN %(parent)s::text IS NULL THEN NULL
              ELSE jsonb_build_object('started_by', %(parent)s::text) END,
         least(now() + make_interval(secs => coalesce(%(delay)s::float8,
-                  CASE WHEN %(rung)s THEN %(ring_again)s ELSE 0 END)),
+                  CASE WHEN %(rung)s THEN %(ring_again)s::float8 ELSE 0 END)),
               now() + make_interval(secs => %(deadline)s::float8),
               now() + make_interval(secs => %(expires)s::float8)),
         now() + make_interval(secs => %(deadline)s::float8),
@@ -111,11 +118,13 @@ ON CONFLICT (id) DO NOTHING
 RETURNING CASE WHEN %(delay)s::float8 < 5 THEN pg_notify('durable', namespace_id) END
 """
 
+_insert = Prepared("durable_insert", _INSERT)
+
 
 def insert(conn: Connection, run: NewRun) -> bool:
     """Accept a run. False: a run of that id was there already."""
     params = {field: getattr(run, field) for field in NewRun.__slots__}
-    return conn.execute(_INSERT, params).rowcount == 1
+    return _insert.changed(conn, params) == 1
 
 
 # Races: of two messages for one run, the row lock lets one UPDATE see
@@ -137,13 +146,17 @@ UPDATE durable.workflow_runs
  WHERE id = %(id)s AND namespace_id = %(namespace)s
    AND (   (status = 'pending' AND (expires_at IS NULL OR expires_at > now()))
         OR (status IN ('succeeded', 'failed', 'canceled') AND rung))
-RETURNING id::text, workflow_name AS name, status, attempt, wake, input, message, output, error,
-          retries, control, reason, tail, recoveries, attempt > 1 AS replaying
+RETURNING id::text, workflow_name, status, attempt::text, wake::text, input::text, message::text,
+          output::text, error::text, retries::text, control, reason, tail::text
 """
 
-# The second statement of the claim's transaction takes its snapshot after the
-# first one got the row lock. As one statement with a CTE it returned the
-# history as it was before the lock: a step committed meanwhile was missing.
+_claim = Prepared("durable_claim", _CLAIM)
+
+# Its snapshot has to be taken after the claim got the row lock: as one
+# statement with it, in a CTE, it returned the history as it was before, and a
+# step committed meanwhile was missing. After the claim nothing is added by
+# anybody else, since every write names its attempt; so a first claim, whose
+# run has no history yet, need not ask.
 _HISTORY = """
 SELECT branch, ordinal, step_name, attempt, kind, status, output, error, context::text
   FROM durable.step_attempts
@@ -165,12 +178,12 @@ def claim(
         "pid": pid,
         "tail_timeout": tail_timeout,
     }
-    # No BEGIN: the statements of one pipeline are one transaction.
-    with conn.pipeline(), conn.cursor(row_factory=class_row(Claim)) as run:
-        run.execute(_CLAIM, params)
-        steps = conn.execute(_HISTORY, params)
-        claimed = run.fetchone()
-        return None if claimed is None else (claimed, steps.fetchall())
+    row = _claim.row(conn, params)
+    if row is None:
+        return None
+    claimed = Claim.from_texts(row)
+    steps = conn.execute(_HISTORY, params).fetchall() if claimed.attempt > 1 else ()
+    return claimed, steps
 
 
 # The outcome, once. A repeat after a lost answer matches nothing, and `_state`
@@ -186,6 +199,8 @@ UPDATE durable.workflow_runs
                            ELSE 'infinity' END
  WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
 """
+
+_finish = Prepared("durable_finish", _FINISH)
 
 
 def finish(
@@ -209,7 +224,7 @@ def finish(
         "reason": reason,
         "tail_timeout": tail_timeout,
     }
-    if conn.execute(_FINISH, params).rowcount == 1:
+    if _finish.changed(conn, params) == 1:
         return True
     return _state(conn, run_id) == (attempt, status)
 

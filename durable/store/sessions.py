@@ -74,7 +74,7 @@ class StepTransaction:
                 self.session.commit()
         except Exception as exc:
             self.rollback()
-            if is_disconnect(getattr(exc, "orig", exc)):
+            if _is_lost(getattr(exc, "orig", exc)):
                 return None
             raise
         else:
@@ -91,3 +91,12 @@ class StepTransaction:
                 raise
         finally:
             self.session.close()
+
+
+def _is_lost(exc: BaseException) -> bool:
+    """Tell whether nobody knows what became of a commit.
+
+    A full disk or a read-only server is an answer: nothing was committed.
+    """
+    state = getattr(exc, "sqlstate", None) or ""
+    return is_disconnect(exc) and not state.startswith(("53", "25"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple
 
 from durable.store.pool import Connection
-from durable.store.prepared import PreparedWrite
+from durable.store.prepared import Prepared
 
 
 class StepAttempt(NamedTuple):
@@ -54,40 +55,42 @@ _RECORD = """
 INSERT INTO durable.step_attempts
        (workflow_run_id, branch, ordinal, step_name, attempt, kind, status, output, error,
         context, created_at, completed_at)
-SELECT id, %s, %s, %s, %s, %s, %s, %s, %s, %s, statement_timestamp() - make_interval(secs => %s),
+SELECT id, %(branch)s, %(ordinal)s, %(name)s, %(attempt)s, %(kind)s, %(status)s, %(output)s,
+       %(error)s, %(context)s, statement_timestamp() - make_interval(secs => %(seconds)s),
        statement_timestamp()
   FROM durable.workflow_runs
- WHERE id = %s AND attempt = %s AND status = 'running' AND control IS NULL
+ WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running' AND control IS NULL
    FOR SHARE
 ON CONFLICT DO NOTHING
 """
 
-_record = PreparedWrite("durable_record", _RECORD)
+_record = Prepared("durable_record", _RECORD)
 
 # The same for a run that was asked to stop: what its step did is kept.
 _RECORD_CONTROLLED = _RECORD.replace("AND control IS NULL", "AND control IS NOT NULL")
 
 _LOOK = """
-SELECT r.attempt = %s AND r.status = 'running', r.control IS NOT NULL,
+SELECT r.attempt = %(fence)s AND r.status = 'running', r.control IS NOT NULL,
        EXISTS (SELECT FROM durable.step_attempts s
-                WHERE s.workflow_run_id = r.id AND s.branch = %s AND s.ordinal = %s
-                  AND s.step_name = %s AND s.attempt = %s AND s.set_aside = 0)
+                WHERE s.workflow_run_id = r.id AND s.branch = %(branch)s
+                  AND s.ordinal = %(ordinal)s AND s.step_name = %(name)s
+                  AND s.attempt = %(attempt)s AND s.set_aside = 0)
   FROM durable.workflow_runs r
- WHERE r.id = %s
+ WHERE r.id = %(run_id)s
 """
 
 
 def record(conn: Connection, step: StepAttempt) -> Written:
     """Record an attempt of a step if the run is still this worker's."""
-    params = _params(step)
-    if _record(conn, params) == 1:
+    params = step._asdict()
+    if _record.changed(conn, params) == 1:
         return Written.RECORDED
-    return _look_into(conn, step, params)
+    return _look_into(conn, params)
 
 
 def record_in(cursor: Any, step: StepAttempt) -> Written:
     """Like `record`, as the last statement of a transaction that the caller commits."""
-    params = _params(step)
+    params = step._asdict()
     for statement, written in (
         (_RECORD, Written.RECORDED),
         (_RECORD_CONTROLLED, Written.CONTROLLED),
@@ -100,12 +103,12 @@ def record_in(cursor: Any, step: StepAttempt) -> Written:
 
 def was_recorded(conn: Connection, step: StepAttempt) -> bool:
     """Tell whether a commit whose answer was lost took place."""
-    row = conn.execute(_LOOK, _look_params(step)).fetchone()
+    row = conn.execute(_LOOK, step._asdict()).fetchone()
     return bool(row and row[2])
 
 
-def _look_into(conn: Connection, step: StepAttempt, params: tuple[object, ...]) -> Written:
-    row = conn.execute(_LOOK, _look_params(step)).fetchone()
+def _look_into(conn: Connection, params: Mapping[str, object]) -> Written:
+    row = conn.execute(_LOOK, params).fetchone()
     ours, controlled, recorded = row or (False, False, False)
     if not ours:
         return Written.FENCED
@@ -114,27 +117,6 @@ def _look_into(conn: Connection, step: StepAttempt, params: tuple[object, ...]) 
     if recorded or conn.execute(_RECORD_CONTROLLED, params).rowcount == 1:
         return Written.CONTROLLED
     return Written.FENCED
-
-
-def _params(step: StepAttempt) -> tuple[object, ...]:
-    return (
-        step.branch,
-        step.ordinal,
-        step.name,
-        step.attempt,
-        step.kind,
-        step.status,
-        step.output,
-        step.error,
-        step.context,
-        step.seconds,
-        step.run_id,
-        step.fence,
-    )
-
-
-def _look_params(step: StepAttempt) -> tuple[object, ...]:
-    return (step.fence, step.branch, step.ordinal, step.name, step.attempt, step.run_id)
 
 
 _OF_RUN = """

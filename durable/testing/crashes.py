@@ -115,7 +115,9 @@ class CrashBoard:
             lines = (self.directory / "reached" / scope).read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [CrashPoint.parse(f"{line} | {lines[:n].count(line)}") for n, line in _numbered(lines)]
+        return [
+            CrashPoint.parse(f"{line} | {lines[:n].count(line)}") for n, line in _numbered(lines)
+        ]
 
     def forget(self, scope: str) -> None:
         """Forget what a scope came past."""

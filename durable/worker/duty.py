@@ -7,6 +7,7 @@ import threading
 from celery.utils.log import get_logger
 
 from durable.errors import StoreError
+from durable.store.errors import is_disconnect
 
 logger = get_logger(__name__)
 
@@ -69,7 +70,7 @@ class Duty:
 
     def _complain(self, exc: Exception) -> None:
         """Log the first of a row of errors at length, the others in a line."""
-        expected = isinstance(exc, StoreError)
+        expected = isinstance(exc, StoreError) or is_disconnect(exc)
         logger.warning(
             "%s: %s", self.name, exc, exc_info=None if expected or self._failing else exc
         )

@@ -19,6 +19,8 @@ from celery import Celery
 from tests.harness import LocalWorker, WorkerNode, apps, brokers, services, wait_for
 from tests.harness.postgres import PostgresServer
 
+ROOT = Path(__file__).parents[2]
+
 
 @dataclass
 class Shared:
@@ -49,7 +51,8 @@ class Shared:
 
     @property
     def env(self) -> dict[str, str]:
-        return {**os.environ, **apps.environment(self.settings), "TMPDIR": str(self.directory)}
+        settings = apps.environment(self.settings)
+        return {**os.environ, **settings, "TMPDIR": str(self.directory), "PYTHONPATH": str(ROOT)}
 
     def start_worker(self, **options: Any) -> WorkerNode:
         """Start a worker; it ends with the module."""
@@ -92,9 +95,8 @@ class Shared:
 
     def _run(self, *args: str) -> str:
         command = [sys.executable, *args]
-        root = Path(__file__).parents[2]
         done = subprocess.run(
-            command, env=self.env, cwd=root, capture_output=True, text=True, timeout=60, check=False
+            command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -11,7 +10,6 @@ from typing import Any
 
 import celery.exceptions
 import pytest
-from celery.result import AsyncResult
 
 from durable.errors import OptionError, StepError, UnsupportedByDurable
 from durable.result import DurableResult
@@ -28,7 +26,8 @@ def module_shared(
     directory = tmp_path_factory.mktemp("options")
     with running("tests.apps.options", postgres_server, directory, worker=None) as shared:
         queues = [f"{shared.queue}{suffix}" for suffix in ("", ".own", ".routed")]
-        shared.start_worker(queues=queues, concurrency=4)
+        args = ("--without-mingle", "--without-gossip", "--task-events")
+        shared.start_worker(queues=queues, concurrency=4, args=args)
         yield shared
 
 
@@ -97,7 +96,7 @@ def test_a_direct_call_and_a_call_in_another_workflow_are_plain_calls(shared: Sh
 
 def test_a_plain_task_beside_durable_ones_is_celerys_alone(shared: Shared) -> None:
     result = shared.module.plain.delay(1)
-    assert type(result) is AsyncResult
+    assert not isinstance(result, DurableResult)
     assert shared.query("SELECT count(*) FROM durable.workflow_runs WHERE id = %s", result.id) == 0
     retried = shared.module.plain_retries.delay()
     wait_for(lambda: shared.notes(retried.id, "on_success"), what="the plain task's second try")
@@ -267,9 +266,13 @@ def test_expected_exceptions_are_logged_quietly(shared: Shared) -> None:
     run = shared.module.throws_expected.delay()
     with pytest.raises(KeyError, match="expected"):
         run.get(timeout=10)
-    lines = [line for line in shared.worker.logs().splitlines() if run.id in line]
-    assert any("INFO" in line and "raised expected" in line for line in lines)
-    assert not any("ERROR" in line for line in lines)
+
+    def logged(*words: str) -> list[str]:
+        lines = shared.worker.logs().splitlines()
+        return [line for line in lines if run.id in line and all(word in line for word in words)]
+
+    wait_for(lambda: logged("INFO", "raised expected"), what="the line in the log")
+    assert not logged("ERROR")
 
 
 def test_a_late_ack_survives_the_death_of_its_process(shared: Shared, tmp_path: Path) -> None:
@@ -467,23 +470,14 @@ def test_inspect_shows_what_runs_with_its_arguments(shared: Shared, tmp_path: Pa
 
 def test_events_tell_of_a_park_as_a_retry(shared: Shared) -> None:
     seen: list[dict[str, Any]] = []
-    done = threading.Event()
     listening = threading.Event()
-
-    def collect() -> None:
-        with shared.app.connection_for_read() as connection:
-            receiver = shared.app.events.Receiver(connection, handlers={"*": seen.append})
-            with receiver.consumer_context() as _:
-                listening.set()
-                while not done.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        connection.drain_events(timeout=0.2)
-
-    listener = threading.Thread(target=collect)
+    connection = shared.app.connection_for_read()
+    receiver = shared.app.events.Receiver(connection, handlers={"*": seen.append})
+    receiver.on_consume_ready = lambda *_, **__: listening.set()
+    listener = threading.Thread(target=receiver.capture, kwargs={"limit": None})
     listener.start()
     try:
         assert listening.wait(5)
-        shared.app.control.enable_events(reply=True, timeout=2, limit=1)
         run = shared.module.retries.delay("countdown")
         assert run.get(timeout=10) == 2
 
@@ -492,8 +486,9 @@ def test_events_tell_of_a_park_as_a_retry(shared: Shared) -> None:
 
         wait_for(lambda: "task-succeeded" in types(), what="the event of the end")
     finally:
-        done.set()
+        receiver.should_stop = True
         listener.join()
+        connection.close()
     told = [each for each in types() if each in {"task-started", "task-retried", "task-succeeded"}]
     assert told == [*["task-started", "task-retried"] * 2, "task-started", "task-succeeded"]
     received = next(event for event in seen if event["type"] == "task-received")

@@ -10,7 +10,9 @@ operation once.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,8 @@ from tests.harness import apps, services, wait_for
 from tests.harness.brokers import BrokerNode, delete_redis_keys
 from tests.harness.forked import ForkedWorker, forked
 from tests.harness.names import unique_name
+
+logger = logging.getLogger(__name__)
 
 APP = "tests.apps.sweep"
 FAST = {
@@ -231,6 +235,7 @@ def record(world: World, kinds: Iterable[str]) -> list[Target]:
     """Run each workload once, unharmed but for what it does to itself; list what it came past."""
     targets: list[Target] = []
     for kind in kinds:
+        logger.info("recording %s", kind)
         workload = Workload(kind)
         world.start([workload])
         world.survive([workload])
@@ -273,7 +278,10 @@ class Sweep:
 
     def _work(self, world: World, jobs: Iterator[list[Target]]) -> None:
         for job in jobs:
+            started = time.monotonic()
             self._try(world, job)
+            seconds = time.monotonic() - started
+            logger.info("%4.1f s, %d points: %s, ...", seconds, len(job), job[0])
 
     def _try(self, world: World, targets: Sequence[Target]) -> None:
         armed = [(each, Workload(each.kind)) for each in targets]
@@ -285,7 +293,7 @@ class Sweep:
             world.start([workload for _, workload in armed])
             world.survive([workload for _, workload in armed])
         except AssertionError as exc:
-            self.problems += [f"one of {[str(each) for each in targets]}: {exc}"]
+            self._complain(f"one of {[str(each) for each in targets]}: {exc}")
         for target, workload in armed:
             self._look(world, target, workload)
 
@@ -294,12 +302,16 @@ class Sweep:
         if target.point.role == "worker" and not world.board.fired(where):
             world.worker.stop()  # it may be of the end
         if not world.board.fired(where):
-            self.problems.append(f"{target} was not reached again")
+            self._complain(f"{target} was not reached again")
         world.board.disarm(where)
         try:
             world.check(workload)
         except AssertionError as exc:
-            self.problems.append(f"{target}: {exc}")
+            self._complain(f"{target}: {exc}")
+
+    def _complain(self, problem: str) -> None:
+        logger.warning("%s", problem)
+        self.problems.append(problem)
 
 
 def scope(target: Target, workload: Workload) -> str:

@@ -63,7 +63,7 @@ class ProjectTask(Task):
 
 app = Celery("options", task_cls=ProjectTask, set_as_current=True)
 app.conf.update(settings)
-app.conf.task_routes = {"options.routed": {"queue": f"{app.conf.task_default_queue}.routed"}}
+app.conf.task_routes = {f"{__name__}.routed": {"queue": f"{app.conf.task_default_queue}.routed"}}
 Durable(app)
 
 
@@ -107,8 +107,7 @@ def total(numbers: list[int]) -> int:
     return result
 
 
-@app.task(base=Workflow, bind=True, name="custom.name")
-def introspect(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def seen_by(self: Any) -> dict[str, Any]:
     """What a bound task sees of itself."""
     request = self.request
     return {
@@ -132,12 +131,17 @@ def introspect(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     }
 
 
+@app.task(base=Workflow, bind=True, name="custom.name")
+def introspect(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    return seen_by(self)
+
+
 @app.task(base=Workflow, bind=True)
 def parked_once(self: Any) -> dict[str, Any]:
     """What is left of its message after a run was parked."""
     if self.request.retries == 0:
         raise self.retry(countdown=0)
-    return introspect.run(*self.request.args)
+    return seen_by(self)
 
 
 @app.task(base=Workflow, queue=f"{app.conf.task_default_queue}.own", bind=True)
