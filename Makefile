@@ -44,7 +44,7 @@ clean:
 # The demo needs less than a tenth of what the tests need, so it starts sooner.
 $(VENV)/.demo: $(VENV)/.python
 	@echo "Installing celery-durable into $(VENV) ..."
-	@$(PIP) --editable ".[embedded]"
+	@$(PIP) --editable ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python

@@ -66,6 +66,7 @@ class Database:
         self._sleep = sleep
         self._jitter = jitter
         self._pool: ConnectionPool[Connection] | None = None
+        self._checked = False
         self._lock = threading.Lock()
         forked = weakref.WeakMethod(self._after_fork)
         os.register_at_fork(after_in_child=lambda: (method := forked()) and method())
@@ -75,13 +76,23 @@ class Database:
         """Address of the server, as libpq takes it."""
         return self._url()
 
-    def connect(self, **options: Any) -> Connection:
-        """Open a connection outside the pool, for a thread that keeps it."""
+    def connect(self, *, autocommit: bool = True) -> Connection:
+        """Open a connection outside the pool, for a thread that keeps it.
+
+        The first one of a process checks the schema, and migrates it if need be.
+
+        Raises:
+            DatabaseUnavailable: there is no server to talk to.
+            SchemaTooNew: the schema needs newer code than this.
+            MissingRights: the role may not create the schema.
+        """
         with translated():
-            conn = psycopg.connect(
-                self.url, **{"autocommit": True, **self._connection_options(), **options}
-            )
-        _configure(conn)
+            conn = psycopg.connect(self.url, autocommit=True, **self._connection_options())
+            _configure(conn)
+            if not self._checked:
+                ensure_schema(conn, self.url, auto=self._auto_migrate)
+                self._checked = True
+            conn.autocommit = autocommit
         return conn
 
     def call(
@@ -140,8 +151,7 @@ class Database:
     def _open_pool(self) -> ConnectionPool[Connection]:
         with self._lock:
             if self._pool is None:
-                with self.connect() as conn:  # a plain error at once, not a pool's timeout
-                    ensure_schema(conn, self.url, auto=self._auto_migrate)
+                self.connect().close()  # a plain error at once, not a pool's timeout
                 self._pool = ConnectionPool(
                     self.url,
                     min_size=0,

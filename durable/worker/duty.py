@@ -7,7 +7,7 @@ import threading
 from celery.utils.log import get_logger
 
 from durable.errors import StoreError
-from durable.store.errors import is_disconnect
+from durable.store.errors import translated
 
 logger = get_logger(__name__)
 
@@ -60,7 +60,8 @@ class Duty:
     def _run(self) -> None:
         while not self.stopping:
             try:
-                self.tick()
+                with translated():
+                    self.tick()
             except Exception as exc:  # noqa: BLE001 - a duty outlives its errors
                 self._complain(exc)
                 self._stopping.wait(min(self.interval, 1.0))
@@ -70,7 +71,7 @@ class Duty:
 
     def _complain(self, exc: Exception) -> None:
         """Log the first of a row of errors at length, the others in a line."""
-        expected = isinstance(exc, StoreError) or is_disconnect(exc)
+        expected = isinstance(exc, StoreError)
         logger.warning(
             "%s: %s", self.name, exc, exc_info=None if expected or self._failing else exc
         )

@@ -60,7 +60,7 @@ class Heartbeat(Duty):
     def tick(self) -> None:
         """Beat once and act on the answer."""
         if self._conn is None:
-            self._conn = self._database.connect(options="-c statement_timeout=5000")
+            self._conn = self._database.connect()
         report = self._report()
         asked_at = self._monotonic()
         pulse = workers.beat(self._conn, report)

@@ -6,10 +6,12 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from celery.utils.log import get_logger
 from celery.worker import state
 
-from durable.errors import DeadlineExceeded, RunLost
+from durable.errors import DeadlineExceeded, RunLost, StoreError
 from durable.failures import encode_failure
+from durable.store.errors import translated
 from durable.store.workers import Beat, Recovery
 from durable.task import Workflow
 from durable.worker.children import Children, living_processes
@@ -18,6 +20,8 @@ from durable.worker.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from durable.app import Durable
+
+logger = get_logger(__name__)
 
 _CHILD_INTERVAL = 0.2
 
@@ -76,7 +80,13 @@ class Keeper:
         )
 
     def start(self) -> None:
-        """Start all duties."""
+        """Beat once, so that the lease is held before a message comes; then start all duties."""
+        try:
+            with translated():
+                self.heartbeat.tick()
+        except StoreError as exc:
+            logger.warning("no first beat: %s", exc)
+            self.heartbeat.recover()
         self.heartbeat.start()
         self.children.start()
         self.dispatcher.start()

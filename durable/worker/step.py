@@ -7,7 +7,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.utils.log import get_logger
 
-from durable.errors import DurableError
+from durable.errors import DatabaseUnavailable, DurableError, StoreError
 from durable.worker import revoke
 from durable.worker.keeper import Keeper, new_worker_id
 
@@ -29,8 +29,7 @@ class DurableStep(bootsteps.StartStopStep):
         try:
             self.durable.settings.require_database_url()
         except DurableError as exc:
-            logger.critical("%s", exc)
-            raise SystemExit(f"celery-durable: {exc}") from None
+            raise _refusal(exc) from None
         self.durable.worker_id = new_worker_id(parent.hostname)
         self.durable.lease.held()  # made here, before the pool forks
         self.keeper: Keeper | None = None
@@ -40,6 +39,12 @@ class DurableStep(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         """Start the duties, once the pool is there."""
+        try:
+            self.durable.database.connect().close()
+        except DatabaseUnavailable as exc:
+            logger.warning("%s. Nothing durable runs until it is there", exc)
+        except StoreError as exc:
+            raise _refusal(exc) from None
         self.keeper = self.durable.keeper = Keeper(self.durable, parent)
         self.keeper.start()
 
@@ -58,3 +63,8 @@ class DurableStep(bootsteps.StartStopStep):
     def _on_shutdown(self, **_: Any) -> None:
         if self.keeper is not None:
             self.keeper.leave()
+
+
+def _refusal(exc: DurableError) -> SystemExit:
+    """End the worker with one line: a setting or a right has to be mended first."""
+    return SystemExit(f"celery-durable: {exc}")

@@ -85,6 +85,12 @@ class Shared:
     def wait_for_status(self, run_id: str, *statuses: str) -> None:
         wait_for(lambda: self.status(run_id) in statuses, what=f"{run_id} to be {statuses}")
 
+    def wait_for_name(self, run_id: str) -> str:
+        """Wait for a run to be there; the last part of its workflow's name."""
+        ask = "SELECT workflow_name FROM durable.workflow_runs WHERE id = %s"
+        name: str = wait_for(lambda: self.query(ask, run_id), what=f"run {run_id}")
+        return name.rpartition(".")[2]
+
     def celery(self, *args: str) -> str:
         """Run a ``celery`` command on the app; its output."""
         return self._run("-m", "celery", "-A", self.module.__name__, *args)

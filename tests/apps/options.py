@@ -5,6 +5,7 @@ A note is a JSON line ``[run id, what, value]``.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -65,6 +66,8 @@ app = Celery("options", task_cls=ProjectTask, set_as_current=True)
 app.conf.update(settings)
 app.conf.task_routes = {f"{__name__}.routed": {"queue": f"{app.conf.task_default_queue}.routed"}}
 Durable(app)
+#: Not registered with every other app of the test process, as Celery does by default.
+task = functools.partial(app.task, shared=False)
 
 
 @signals.task_success.connect
@@ -99,7 +102,7 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
-@app.task(base=Workflow)
+@task(base=Workflow)
 def total(numbers: list[int]) -> int:
     result = 0
     for number in numbers:
@@ -131,12 +134,12 @@ def seen_by(self: Any) -> dict[str, Any]:
     }
 
 
-@app.task(base=Workflow, bind=True, name="custom.name")
+@task(base=Workflow, bind=True, name="custom.name")
 def introspect(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return seen_by(self)
 
 
-@app.task(base=Workflow, bind=True)
+@task(base=Workflow, bind=True)
 def parked_once(self: Any) -> dict[str, Any]:
     """What is left of its message after a run was parked."""
     if self.request.retries == 0:
@@ -144,12 +147,12 @@ def parked_once(self: Any) -> dict[str, Any]:
     return seen_by(self)
 
 
-@app.task(base=Workflow, queue=f"{app.conf.task_default_queue}.own", bind=True)
+@task(base=Workflow, queue=f"{app.conf.task_default_queue}.own", bind=True)
 def own_queue(self: Any) -> Any:
     return self.request.delivery_info["routing_key"]
 
 
-@app.task(base=Workflow, bind=True)
+@task(base=Workflow, bind=True)
 def routed(self: Any) -> Any:
     return self.request.delivery_info["routing_key"]
 
@@ -163,24 +166,24 @@ class Receipt(BaseModel):
     total: int
 
 
-@app.task(base=Workflow, pydantic=True)
+@task(base=Workflow, pydantic=True)
 def order(order: Order) -> Receipt:
     return Receipt(total=add(order.count, 0) * 10)
 
 
-@app.task(base=Workflow, rate_limit="2/s")
+@task(base=Workflow, rate_limit="2/s")
 def limited() -> None:
     """At most two of these start in a second."""
 
 
-@app.task(base=Workflow, acks_late=True, bind=True)
+@task(base=Workflow, acks_late=True, bind=True)
 def acked_late(self: Any, path: str) -> bool:
     note(self.request.id, "waits")
     wait_until(path)
     return True
 
 
-@app.task(base=Workflow, throws=(KeyError,))
+@task(base=Workflow, throws=(KeyError,))
 def throws_expected() -> None:
     raise KeyError("expected")
 
@@ -197,7 +200,7 @@ def hiccup(until: int) -> None:
         raise Hiccup(f"retry {current.request.retries}")
 
 
-@app.task(
+@task(
     base=Workflow,
     bind=True,
     autoretry_for=(Hiccup,),
@@ -216,12 +219,12 @@ def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
-@app.task(base=Workflow, time_limit=1)
+@task(base=Workflow, time_limit=1)
 def too_long() -> None:
     time.sleep(30)
 
 
-@app.task(base=Workflow, soft_time_limit=1)
+@task(base=Workflow, soft_time_limit=1)
 def softly_limited(where: str) -> str:
     try:
         if where == "body":
@@ -232,13 +235,13 @@ def softly_limited(where: str) -> str:
     return "not limited"
 
 
-@app.task(base=Workflow, bind=True, ignore_result=True)
+@task(base=Workflow, bind=True, ignore_result=True)
 def ignored(self: Any) -> object:
     note(self.request.id, "ran")
     return object()  # nothing could store it
 
 
-@app.task(base=Workflow, bind=True)
+@task(base=Workflow, bind=True)
 def retries(self: Any, how: str) -> Any:
     """``self.retry`` in its forms."""
     number = self.request.retries
@@ -272,7 +275,7 @@ def retries(self: Any, how: str) -> Any:
     raise AssertionError(how)
 
 
-@app.task(base=Workflow, bind=True)
+@task(base=Workflow, bind=True)
 def raises(self: Any, how: str) -> Any:
     """Celery's control-flow exceptions, and refusals."""
     note(self.request.id, "attempt")
@@ -297,7 +300,7 @@ def raises(self: Any, how: str) -> Any:
     return self.request.retries
 
 
-@app.task(base=Workflow, bind=True)
+@task(base=Workflow, bind=True)
 def reports(self: Any, path: str) -> str:
     """A state of its own until the test lets it go."""
     self.update_state(state="COOKING", meta={"done": 1, "of": 3})
@@ -312,20 +315,20 @@ def gate(path: str) -> None:
     wait_until(path)
 
 
-@app.task(base=Workflow)
+@task(base=Workflow)
 def gated(path: str) -> str:
     gate(path)
     add(1, 1)
     return "through"
 
 
-@app.task(base=Workflow, bind=True)
+@task(base=Workflow, bind=True)
 def parked(self: Any) -> None:
     """Parked for an hour."""
     raise self.retry(countdown=3600, max_retries=None)
 
 
-@app.task(base=Workflow, bind=True)
+@task(base=Workflow, bind=True)
 def suicide(self: Any, times: int) -> int:
     """Takes its process along, so many times."""
     note(self.request.id, "claim")
@@ -336,7 +339,7 @@ def suicide(self: Any, times: int) -> int:
     return claims
 
 
-@app.task(base=Workflow, bind=True)
+@task(base=Workflow, bind=True)
 def parent(self: Any, numbers: list[int]) -> list[str | None]:
     """Calls another durable task directly, and itself: plain calls."""
     if not numbers:
@@ -344,26 +347,26 @@ def parent(self: Any, numbers: list[int]) -> list[str | None]:
     return [str(total(numbers)), *parent(numbers[1:])]
 
 
-@app.task
+@task()
 def plain(value: object) -> object:
     """A task of Celery alone, beside the durable ones."""
     return value
 
 
-@app.task(bind=True)
+@task(bind=True)
 def plain_retries(self: Any) -> int:
     if self.request.retries < 1:
         raise self.retry(countdown=0)
     return int(self.request.retries)
 
 
-@app.task(bind=True)
+@task(bind=True)
 def errback(self: Any, failed_id: str) -> None:
     """An errback of the old sort: a task of its own, given the id."""
     note(failed_id, "errback", "id")
 
 
-@app.task
+@task()
 def errback_with_error(request: Any, exc: BaseException, traceback: str) -> None:
     """An errback of the new sort: called in the worker, given request and error."""
     note(request.id, "errback", [type(exc).__name__, str(exc), list(request.args or ())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -136,6 +137,31 @@ def open_database(url: str, **options: Any) -> Iterator[Database]:
     database = Database(lambda: url, **options)
     yield database
     database.close()
+
+
+@dataclass
+class Traffic:
+    """What went over the wire: statements executed, and how often an answer was waited for."""
+
+    statements: int = 0
+    round_trips: int = 0
+
+
+@contextmanager
+def traced(conn: Connection) -> Iterator[Traffic]:
+    """Count what a connection sends, as libpq sees it."""
+    traffic = Traffic()
+    with tempfile.TemporaryFile() as file:
+        conn.pgconn.trace(file.fileno())
+        try:
+            yield traffic
+        finally:
+            conn.pgconn.untrace()
+        file.seek(0)
+        lines = file.read().decode(errors="replace").splitlines()
+    sent = [line.split("\t")[3] for line in lines if "\tF\t" in line]
+    traffic.statements = sum(kind in {"Execute", "Query"} for kind in sent)
+    traffic.round_trips = sum("\tReadyForQuery" in line for line in lines)
 
 
 class Background:

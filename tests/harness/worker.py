@@ -156,6 +156,11 @@ class LocalWorker:
         with contextlib.suppress(ProcessLookupError):
             send(self.pid, _number(signal))
 
+    def signal_children(self, signal: Signal) -> None:
+        """Send a signal to the pool's children alone."""
+        for pid in self.children():
+            os.kill(pid, _number(signal))
+
     def wait_gone(self, timeout: float = STOP_TIMEOUT) -> int:
         """Wait until no process of it is left; returns the main process's exit code."""
         code = self._wait_main(timeout)

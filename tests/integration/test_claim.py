@@ -20,7 +20,6 @@ def test_a_claim_brings_the_input_and_the_history_and_raises_the_fence(store: St
     assert found is not None
     claim, history = found
     assert (first.attempt, claim.attempt) == (1, 3)  # the take-over raised it too
-    assert (first.replaying, claim.replaying) == (False, True)
     assert (claim.input, claim.message) == (
         '{"args":["o-42"],"kwargs":{}}',
         '{"queue": "orders"}',
