@@ -24,7 +24,7 @@ class Printer(Protocol):
 class PlainPrinter:
     """For terminals and pipes, with nothing installed."""
 
-    def line(self, text: str, style: str = "") -> None: - has no styles
+    def line(self, text: str, style: str = "") -> None:
         """Print a line."""
         print(text, flush=True)
 

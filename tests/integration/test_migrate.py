@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -63,7 +64,9 @@ def execute(url: str, statement: str) -> None:
 
 def test_ten_processes_that_start_at_once_make_one_schema(empty_database_url: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", START_TEN, empty_database_url]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     with psycopg.connect(empty_database_url) as conn:
         assert conn.execute("SELECT version_num FROM durable.alembic_version").fetchall() == [
@@ -162,7 +165,7 @@ def test_without_auto_migrate_a_current_schema_is_used(database_url: str) -> Non
 
 
 @pytest.fixture
-def role(postgres_server: PostgresServer, database_url: str):  # noqa: ANN201
+def role(postgres_server: PostgresServer, database_url: str) -> Iterator[str]:
     """A login role without any right of its own."""
     name = unique_name("role")
     postgres_server.execute(f"CREATE ROLE {name} LOGIN")
@@ -223,7 +226,7 @@ def test_a_role_without_rights_is_told_which_it_needs(database_url: str, role: s
 def test_a_role_that_may_not_create_the_schema_is_told_so(
     postgres_server: PostgresServer, empty_database_url: str, role: str
 ) -> None:
-    with pytest.raises(MissingRights, match="permission denied for database .* CREATE on the"):
+    with pytest.raises(MissingRights, match=r"permission denied for database .* CREATE on the"):
         first_use(as_role(empty_database_url, role))
 
 

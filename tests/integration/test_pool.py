@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -100,10 +99,10 @@ def in_child(function: object, *args: object) -> int:
 
 
 @pytest.fixture
-def forking(database: Database) -> Iterator[Database]:
+def forking(database: Database) -> Database:
     """A database with an open connection in this process."""
     database.call(backend)
-    yield database
+    return database
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -244,9 +243,7 @@ def test_a_restart_costs_a_repeat_and_a_longer_absence_is_waited_for(
             database.call(runs.known, [], "default")
         text = str(caught.value)
         assert text.startswith("no connection to Postgres: ")
-        assert text.endswith(
-            "Check that the server is up and that durable_database_url is right"
-        )
+        assert text.endswith("Check that the server is up and that durable_database_url is right")
         assert "\n" not in text
 
         assert database.patiently(runs.known, [], "default") == set()
@@ -304,9 +301,7 @@ def refuses(url: str) -> bool:
 def test_a_standby_or_a_read_only_database_is_told(
     postgres_server: PostgresServer, store_url: str
 ) -> None:
-    url = make_url(store_url).update_query_dict(
-        {"options": "-cdefault_transaction_read_only=on"}
-    )
+    url = make_url(store_url).update_query_dict({"options": "-cdefault_transaction_read_only=on"})
     run = runs.NewRun("00000000-0000-4000-8000-000000000000", "default", "x", "{}", "{}")
     with (
         open_database(url.render_as_string(hide_password=False)) as database,
