@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_logger
 from kombu.utils.json import loads as load_message
@@ -136,7 +135,7 @@ class _Attempt:
         output = None
         request = self.request
         followed = request.callbacks or request.chain or request.chord
-        if followed or not get_actual_ignore_result(self.task, request):
+        if followed or not ignores_result(self.task, request):
             codec = self.durable.codec
             try:
                 output = codec.encode(value, f"the result of workflow {self.claim.name!r}")
@@ -247,7 +246,7 @@ class _Attempt:
 
     def _tell_rejected(self, exc: BaseException) -> Any:
         """Fail the task here: the main process, which does it in Celery, has not the errbacks."""
-        store = not get_actual_ignore_result(self.task, self.request)
+        store = not ignores_result(self.task, self.request)
         self.task.backend.mark_as_failure(
             self.claim.id, exc, request=self.request, store_result=store
         )
@@ -256,7 +255,7 @@ class _Attempt:
 
     def _tell_canceled(self, reason: str) -> Any:
         """Answer results and chords as Celery does for a revoked task."""
-        store = not get_actual_ignore_result(self.task, self.request)
+        store = not ignores_result(self.task, self.request)
         self.task.backend.mark_as_revoked(
             self.claim.id, reason, request=self.request, store_result=store
         )
@@ -267,6 +266,12 @@ class _Attempt:
         """Note which state means, in ``task_postrun``, that Celery delivered the outcome."""
         if self.claim.tail:
             self.request.durable_delivers = state
+
+
+def ignores_result(task: Workflow, request: Context) -> bool:
+    """Tell whether nobody wants the result: the call's word goes before the task's."""
+    asked = request.__dict__.get("ignore_result")
+    return bool(task.ignore_result if asked is None else asked)
 
 
 def confirm_tail(durable: Durable, request: Context, state: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timezone
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -28,7 +29,8 @@ class DurableResult(AsyncResult):
 
     All of Celery's interface works with and without a result backend, since
     the answers come from Postgres. For the id of a plain task, and for a run
-    that has not reached Postgres yet, Celery's own answer is given.
+    that has not reached Postgres yet, Celery's own answer is given; without a
+    result backend that is PENDING.
     """
 
     _cache: dict[str, Any] | None
@@ -110,8 +112,7 @@ class DurableResult(AsyncResult):
         if _is_run_id(self.id):
             outcome = durable.database.call(runs.outcome, self.id, durable.settings.namespace)
         if outcome is None:
-            meta: dict[str, Any] = super()._get_task_meta()
-            return meta
+            return self._meta_of_celery()
         state, result = _as_celery(outcome, durable)
         meta = {
             "task_id": self.id,
@@ -119,11 +120,17 @@ class DurableResult(AsyncResult):
             "result": result,
             "traceback": getattr(result, "durable_traceback", None),
             "children": [],
-            "date_done": None,
+            "date_done": outcome[-1] and outcome[-1].astimezone(timezone.utc),
         }
         if state in states.READY_STATES:
             self._cache = meta
             self.on_ready(self)
+        return meta
+
+    def _meta_of_celery(self) -> dict[str, Any]:
+        if not self._durable.has_backend:  # nobody to ask; Celery fails with an AttributeError
+            return {"task_id": self.id, "status": states.PENDING, "result": None}
+        meta: dict[str, Any] = super()._get_task_meta()
         return meta
 
     def run(self) -> RunRow:
@@ -132,8 +139,9 @@ class DurableResult(AsyncResult):
         Raises:
             RunNotFound: there is no such run in this namespace.
         """
-        durable = self._durable
-        row = durable.database.call(runs.get, self.id, durable.settings.namespace)
+        durable, row = self._durable, None
+        if _is_run_id(self.id):
+            row = durable.database.call(runs.get, self.id, durable.settings.namespace)
         if row is None:
             raise RunNotFound(
                 f"there is no run {self.id} in namespace {durable.settings.namespace!r}"
@@ -142,6 +150,8 @@ class DurableResult(AsyncResult):
 
     def steps(self) -> list[StepRow]:
         """Load the attempts of the run's steps, in order."""
+        if not _is_run_id(self.id):
+            return []
         durable = self._durable
         return durable.database.call(steps.of_run, self.id, durable.settings.namespace)
 
@@ -151,6 +161,8 @@ class DurableResult(AsyncResult):
         Returns:
             Whether there was something to cancel: False for a run that has ended.
         """
+        if not _is_run_id(self.id):
+            return False
         durable = self._durable
         found = durable.database.call(runs.cancel, [self.id], durable.settings.namespace, reason)
         return bool(found)
@@ -178,7 +190,7 @@ def _is_run_id(task_id: str) -> bool:
 
 def _as_celery(outcome: runs.Outcome, durable: Durable) -> tuple[str, Any]:
     """Translate a run's status and payload into Celery's state and result."""
-    status, started, reason, output, error, progress = outcome
+    status, started, reason, output, error, progress, _ = outcome
     if status == "succeeded":
         return states.SUCCESS, durable.codec.decode(output or "null")
     if status == "failed":

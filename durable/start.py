@@ -221,6 +221,7 @@ class Starter:
     ) -> None:
         """Make Celery's message of a run and give it to the broker."""
         amqp = self._app.amqp
+        options = {"ignore_result": None, **options}  # None: the task's own word counts
         headers = {**(options.get("headers") or {}), DOORBELL: True}
         stamps = {header: options.get(header) for header in options.get("stamped_headers") or ()}
         message = amqp.create_task_message(

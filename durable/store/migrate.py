@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -11,6 +12,7 @@ from durable.errors import SchemaTooNew
 from durable.store.errors import translated
 
 if TYPE_CHECKING:
+    from alembic.config import Config
     from sqlalchemy import Connection
 
 #: The newest migration that this code knows.
@@ -104,10 +106,8 @@ def migrate(url: str) -> None:
     """
     import sqlalchemy as sa
     from alembic import command
-    from alembic.config import Config
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config = _alembic_config()
     engine = sa.create_engine(
         "postgresql+psycopg://",
         creator=lambda: psycopg.connect(url),
@@ -118,3 +118,38 @@ def migrate(url: str) -> None:
         _create_schema(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def migration_sql() -> str:
+    """Return all migrations as one SQL script, for a database administrator to read and run."""
+    from alembic import command
+
+    script = io.StringIO()
+    config = _alembic_config(output_buffer=script)
+    command.upgrade(config, "head", sql=True)
+    return f"CREATE SCHEMA IF NOT EXISTS durable;\n\n{script.getvalue()}"
+
+
+def role_sql(role: str) -> str:
+    """Return the least rights that workers and clients need, as SQL for an existing role.
+
+    Example:
+        >>> print(role_sql("shop"))  # doctest: +ELLIPSIS
+        GRANT USAGE ON SCHEMA durable TO "shop";
+        ...
+    """
+    quoted = '"' + role.replace('"', '""') + '"'
+    return f"""\
+GRANT USAGE ON SCHEMA durable TO {quoted};
+GRANT SELECT, INSERT, UPDATE, DELETE
+   ON durable.workflow_runs, durable.step_attempts, durable.workers TO {quoted};
+GRANT SELECT ON durable.schema_info, durable.alembic_version TO {quoted};
+"""
+
+
+def _alembic_config(**options: Any) -> Config:
+    from alembic.config import Config
+
+    config = Config(**options)
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config

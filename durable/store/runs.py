@@ -430,16 +430,19 @@ _OUTCOME = """
 SELECT status, started_at IS NOT NULL, reason,
        CASE WHEN status = 'succeeded' THEN output END,
        CASE WHEN status = 'failed' THEN error END,
-       CASE WHEN status NOT IN ('succeeded', 'failed', 'canceled') THEN progress END
+       CASE WHEN status NOT IN ('succeeded', 'failed', 'canceled') THEN progress END,
+       completed_at
   FROM durable.workflow_runs
  WHERE id = %(id)s AND namespace_id = %(namespace)s
 """
 
-Outcome = tuple[str, bool, "str | None", "str | None", "str | None", "str | None"]
+Outcome = tuple[
+    str, bool, "str | None", "str | None", "str | None", "str | None", "datetime | None"
+]
 
 
 def outcome(conn: Connection, run_id: str, namespace: str) -> Outcome | None:
-    """Load status, reason, output, error and progress: what ``get()`` polls."""
+    """Load status, reason, output, error, progress and time of end: what ``get()`` polls."""
     row: Outcome | None = conn.execute(_OUTCOME, {"id": run_id, "namespace": namespace}).fetchone()
     return row
 

@@ -126,7 +126,7 @@ class _Libpq:
 
 
 def _wrap_libpq(injector: Injector) -> None:
-    """libpq's own class is closed, so what a connection shows of it is wrapped: not to psycopg."""
+    """Libpq's own class is closed, so what a connection shows of it is wrapped: not to psycopg."""
 
     def get(conn: Any) -> Any:
         pgconn = conn.__dict__["pgconn"]

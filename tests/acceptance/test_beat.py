@@ -46,7 +46,7 @@ def shared(
 def start_beat(shared: Shared, name: str) -> subprocess.Popen[bytes]:
     directory = shared.directory
     command = [sys.executable, "-m", "celery", "-A", shared.module.__name__, "beat"]
-    command += ["-s", str(directory / name), "--pidfile", "", "--max-interval", "0.1"]
+    command += ["-s", str(directory / name), "--pidfile", "", "--max-interval", "1"]
     with (directory / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
             [*command, "-l", "INFO"], env=shared.env, cwd=ROOT, stdout=log, stderr=log

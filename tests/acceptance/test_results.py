@@ -12,6 +12,7 @@ import pytest
 from celery import group
 from celery.result import allow_join_result, denied_join_result
 
+from durable.errors import RunNotFound
 from durable.result import DurableResult
 from tests.acceptance.shared import Shared, running
 from tests.conftest import WORKERS
@@ -133,6 +134,9 @@ def test_an_unknown_id_is_pending(shared: Shared) -> None:
         with pytest.raises(celery.exceptions.TimeoutError):
             unknown.get(timeout=0.1)
         assert not unknown.cancel()
+        assert unknown.steps() == []
+        with pytest.raises(RunNotFound, match=task_id):
+            unknown.run()
         unknown.forget()
 
 

@@ -44,7 +44,7 @@ def test_a_warm_shutdown_hands_its_runs_back_at_a_step_boundary(
     wait_for(lambda: "r.1" in trace.lines(), what="the second step to run")
     # Messages that the first worker has taken already: they wait behind the step.
     more = [app_module.walk.delay(f"m{number}", 1) for number in range(4)]
-    second = start_worker()
+    second = start_worker(name="second")
 
     first.signal(signal.SIGTERM, main_only=True)
     wait_for(lambda: "Warm shutdown" in first.logs(), what="the shutdown to begin")
@@ -55,9 +55,9 @@ def test_a_warm_shutdown_hands_its_runs_back_at_a_step_boundary(
     assert time.monotonic() - started < 10  # not the ring interval
     assert first.wait_gone() == 0
 
-    assert query(HOLDER, run.id) == second.worker_name()
+    assert query(HOLDER, run.id) == "second"
     assert set(trace.count().values()) == {1}
-    assert query(SIGNED_ON) == [second.worker_name()]
+    assert query(SIGNED_ON) == ["second"]
     assert second.stop() == 0
     assert query(SIGNED_ON) is None
     app_module.app.durable.close()
@@ -71,13 +71,13 @@ def test_a_cold_shutdown_is_recovered_from(
     first = start_worker()
     run = app_module.walk.delay("r", 3, gate=str(gate), at=1)
     wait_for(lambda: "r.1" in trace.lines(), what="the second step to run")
-    second = start_worker()
+    start_worker(name="second")
 
     first.signal(signal.SIGQUIT, main_only=True)
     wait_for(lambda: trace.count()["r.1"] == 2, timeout=20, what="the other worker to go on")
     gate.touch()
 
     assert run.get(timeout=10) == 3
-    assert query(HOLDER, run.id) == second.worker_name()
+    assert query(HOLDER, run.id) == "second"
     assert trace.count() == {"r.0": 1, "r.1": 2, "r.2": 1}
     assert query(UNFINISHED) == 0

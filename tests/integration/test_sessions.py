@@ -170,4 +170,6 @@ def test_a_rollback_over_a_dead_connection_is_quiet(
     pid = transaction.session.execute(text("SELECT pg_backend_pid()")).scalar()
     postgres_server.execute("SELECT pg_terminate_backend(%s)", pid)
     transaction.rollback()
-    assert sessions.open().session.execute(text("SELECT 1")).scalar() == 1
+    again = sessions.open()
+    assert again.session.execute(text("SELECT 1")).scalar() == 1
+    again.rollback()

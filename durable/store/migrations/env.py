@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that ``store.migrate`` opened and locked."""
+"""Alembic's entry: on the connection that ``store.migrate`` opened and locked, or as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from alembic import context
 from durable.store.schema import SCHEMA, metadata
 
 context.configure(
-    connection=context.config.attributes["connection"],
+    connection=context.config.attributes.get("connection"),
+    dialect_name="postgresql",
     target_metadata=metadata,
     version_table_schema=SCHEMA,
     include_schemas=True,
