@@ -16,7 +16,7 @@ from durable.classify import Classifier
 from durable.clock import SYSTEM, Clock
 from durable.codec import Codec
 from durable.config import Settings, load_settings
-from durable.errors import ConfigurationError, StoreError
+from durable.errors import ConfigurationError, RunNotFound, StoreError
 from durable.execution import Services
 from durable.lease import Lease
 from durable.result import DurableResult
@@ -37,6 +37,8 @@ logger = get_logger(__name__)
 #: How long no publish is tried after one that failed: a dead broker costs one
 #: call its timeout, not every call.
 _BROKER_REST = 2.0
+#: Before a run is rung again whose message a worker without a lease had got.
+_LEASE_REST = 2.0
 
 
 class Durable:
@@ -151,15 +153,42 @@ class Durable:
     def claim(self, run_id: str) -> tuple[Claim, Sequence[StepRecord]] | None:
         """Take a run for this process. None: it is not there for the taking."""
         if not self.lease.held() or self.lease.shutting_down:
+            self._decline(run_id)
             return None
-        return self.database.call(
+        namespace = self.settings.namespace
+        claimed = self.database.call(
             runs.claim,
             run_id,
-            self.settings.namespace,
+            namespace,
             worker=self.worker_id,
             pid=boundary.this_pid(),
             tail_timeout=self.settings.tail_timeout,
         )
+        if claimed is None:
+            self._complain_of_foreign(run_id, namespace)
+        return claimed
+
+    def _complain_of_foreign(self, run_id: str, namespace: str) -> None:
+        """A message of another namespace is a mistake in the routing that costs both dearly."""
+        try:
+            self.database.call(runs.outcome, run_id, namespace)
+        except RunNotFound as exc:
+            logger.error(  # noqa: TRY400 - a mistake in the configuration
+                "%s: give each namespace queues of its own, or a broker", exc
+            )
+
+    def _decline(self, run_id: str) -> None:
+        """Have a run rung again whose message came to a worker that may not begin it.
+
+        At a warm shutdown at once: another worker is to have it. Without a
+        lease with a pause, or a worker that cannot beat would ring for itself
+        without end.
+        """
+        delay = 0.0 if self.lease.shutting_down else _LEASE_REST
+        try:
+            self.database.call(runs.unring, [run_id], delay=delay)
+        except StoreError as exc:
+            logger.warning("run %s: rung again after durable_ring_interval: %s", run_id, exc)
 
     def cancel(self, run_id: str, reason: str) -> None:
         """Cancel a run for Celery's sake; it is rung again if the database is away."""

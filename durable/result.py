@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from datetime import timezone
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -120,7 +119,7 @@ class DurableResult(AsyncResult):
             "result": result,
             "traceback": getattr(result, "durable_traceback", None),
             "children": [],
-            "date_done": outcome[-1] and outcome[-1].astimezone(timezone.utc),
+            "date_done": outcome.completed_at,
         }
         if state in states.READY_STATES:
             self._cache = meta
@@ -143,10 +142,14 @@ class DurableResult(AsyncResult):
         if _is_run_id(self.id):
             row = durable.database.call(runs.get, self.id, durable.settings.namespace)
         if row is None:
-            raise RunNotFound(
-                f"there is no run {self.id} in namespace {durable.settings.namespace!r}"
-            )
+            raise self._missing()
         return row
+
+    def _missing(self) -> RunNotFound:
+        durable = self._durable
+        if not _is_run_id(self.id):
+            return RunNotFound(f"{self.id!r} is not the id of a run, which is a UUID")
+        return durable.database.call(runs.missing, self.id, durable.settings.namespace)
 
     def steps(self) -> list[StepRow]:
         """Load the attempts of the run's steps, in order."""
@@ -190,7 +193,7 @@ def _is_run_id(task_id: str) -> bool:
 
 def _as_celery(outcome: runs.Outcome, durable: Durable) -> tuple[str, Any]:
     """Translate a run's status and payload into Celery's state and result."""
-    status, started, reason, output, error, progress, _ = outcome
+    _, status, started, reason, output, error, progress, _ = outcome
     if status == "succeeded":
         return states.SUCCESS, durable.codec.decode(output or "null")
     if status == "failed":

@@ -287,7 +287,7 @@ class Starter:
             if options.get(key):
                 message[key] = _with_ids(options[key]) if key != "chord" else options[key]
         self._inherit(message, conf)
-        amqp, maxlevels = self._app.amqp, conf.task_repr_maxlevels
+        amqp, maxlevels = self._app.amqp, conf.get("task_repr_maxlevels", 3)
         if call.args and "argsrepr" not in message:
             message["argsrepr"] = saferepr(call.args, amqp.argsrepr_maxsize, maxlevels=maxlevels)
         if call.kwargs and "kwargsrepr" not in message:

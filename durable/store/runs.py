@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from psycopg.rows import class_row
 
+from durable.errors import RunNotFound
 from durable.store.pool import Connection
 from durable.store.prepared import Prepared, Row
 from durable.store.steps import StepAttempt
@@ -427,24 +428,64 @@ def get(conn: Connection, run_id: str, namespace: str) -> RunRow | None:
 
 
 _OUTCOME = """
-SELECT status, started_at IS NOT NULL, reason,
-       CASE WHEN status = 'succeeded' THEN output END,
-       CASE WHEN status = 'failed' THEN error END,
-       CASE WHEN status NOT IN ('succeeded', 'failed', 'canceled') THEN progress END,
-       completed_at
+SELECT namespace_id, status, (started_at IS NOT NULL)::text, reason,
+       CASE WHEN status = 'succeeded' THEN output::text END,
+       CASE WHEN status = 'failed' THEN error::text END,
+       CASE WHEN status NOT IN ('succeeded', 'failed', 'canceled') THEN progress::text END,
+       extract(epoch FROM completed_at)::text
   FROM durable.workflow_runs
- WHERE id = %(id)s AND namespace_id = %(namespace)s
+ WHERE id = %(id)s
 """
 
-Outcome = tuple[
-    str, bool, "str | None", "str | None", "str | None", "str | None", "datetime | None"
-]
+_outcome = Prepared("durable_outcome", _OUTCOME)
+
+
+class Outcome(NamedTuple):
+    """What ``get()`` polls; JSON as text."""
+
+    namespace: str
+    status: str
+    started: bool
+    reason: str | None
+    output: str | None
+    error: str | None
+    progress: str | None
+    completed_at: datetime | None
 
 
 def outcome(conn: Connection, run_id: str, namespace: str) -> Outcome | None:
-    """Load status, reason, output, error, progress and time of end: what ``get()`` polls."""
-    row: Outcome | None = conn.execute(_OUTCOME, {"id": run_id, "namespace": namespace}).fetchone()
-    return row
+    """Load the outcome of a run, or how far it is.
+
+    Raises:
+        RunNotFound: the run belongs to another namespace.
+    """
+    row = _outcome.row(conn, {"id": run_id})
+    if row is None:
+        return None
+    *texts, started, reason, output, error, progress, ended = row
+    if texts[0] != namespace:
+        raise _foreign(run_id, str(texts[0]), namespace)
+    completed_at = None if ended is None else datetime.fromtimestamp(float(ended), timezone.utc)
+    return Outcome(
+        namespace, str(texts[1]), started == "true", reason, output, error, progress, completed_at
+    )
+
+
+_NAMESPACE = "SELECT namespace_id FROM durable.workflow_runs WHERE id = %(id)s"
+
+
+def missing(conn: Connection, run_id: str, namespace: str) -> RunNotFound:
+    """Make the error for a run that is not in this namespace: it may be in another."""
+    row = conn.execute(_NAMESPACE, {"id": run_id}).fetchone()
+    if row is not None and row[0] != namespace:
+        return _foreign(run_id, row[0], namespace)
+    return RunNotFound(f"there is no run {run_id} in namespace {namespace!r}")
+
+
+def _foreign(run_id: str, theirs: str, ours: str) -> RunNotFound:
+    return RunNotFound(
+        f"run {run_id} belongs to namespace {theirs!r}, and this app's durable_namespace is {ours!r}"
+    )
 
 
 _STATE = "SELECT attempt, status FROM durable.workflow_runs WHERE id = %(id)s"

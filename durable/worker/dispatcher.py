@@ -27,6 +27,8 @@ _BLIND_INTERVAL = 1.0
 #: Before a run whose message the broker did not take is tried again.
 _BROKER_REST = 2.0
 _LEAST_PAUSE = 0.01
+#: How long a shutdown may have to wait for a dispatcher that listens.
+_STOP_LATENCY = 0.25
 
 
 class Dispatcher(Duty):
@@ -103,8 +105,11 @@ class Dispatcher(Duty):
             self._stopping.wait(pause)
             return
         try:
-            for note in self._conn.notifies(timeout=pause, stop_after=1):
-                logger.debug("woken for namespace %s", note.payload)
+            while pause > 0 and not self.stopping:
+                for note in self._conn.notifies(timeout=min(pause, _STOP_LATENCY), stop_after=1):
+                    logger.debug("woken for namespace %s", note.payload)
+                    return
+                pause -= _STOP_LATENCY
         except Exception:  # noqa: BLE001 - the next tick makes a new connection
             self.recover()
 
