@@ -2,6 +2,7 @@
 #
 #   make demo    two workflows, killed and recovered, in under a minute
 #   make test    all tests that this machine can run; says what it skipped and why
+#   make storm   the tests that take minutes: long backlogs, every pool on every broker
 #   make check   ruff and mypy
 #   make bench   speed, as ratios within one run
 #   make dev     only set up .venv for work
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench dev clean
+.PHONY: help demo test storm check bench dev clean
 
 help:
 	@sed -n 's/^#  *\(make .*\)/\1/p' Makefile
@@ -26,6 +27,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(ARGS)
+
+storm: $(VENV)/.dev
+	@$(BIN)/python -m pytest --storm -m storm $(ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -99,6 +99,7 @@ class _Attempt:
             return self._repeat_outcome()
         if claim.control == "cancel":
             return self._end_canceled()
+        self._tell_started()
         value, error = None, None
         try:
             with self.execution.active():
@@ -224,6 +225,12 @@ class _Attempt:
         if not ours:
             logger.warning("run %s was taken over: its end here counts for nothing", self.claim.id)
             raise Ignore("fenced")
+
+    def _tell_started(self) -> None:
+        task, request = self.task, self.request
+        if task.durable_track_started and not ignores_result(task, request):
+            meta = {"pid": this_pid(), "hostname": request.hostname}
+            task.backend.store_result(request.id, meta, states.STARTED, request=request)
 
     # --- what Celery delivers after the end
 

@@ -60,6 +60,17 @@ def current() -> Current:
 
     Raises:
         NotInWorkflow: outside a run.
+
+    Example:
+        >>> @step
+        ... def note(text: str) -> str:
+        ...     where = durable.current()
+        ...     return f"{text} (attempt {where.step_attempt})"
+        >>> @workflow
+        ... def remember(text: str) -> str:
+        ...     return note(text)
+        >>> remember("tea")
+        'tea (attempt 1)'
     """
     return active("current").where()
 
@@ -69,6 +80,14 @@ def is_replaying() -> bool:
 
     Use it to keep code between steps quiet on replay, such as log lines.
     False outside a run.
+
+    Example:
+        >>> @workflow
+        ... def fulfil(order_id: str) -> None:
+        ...     if not durable.is_replaying():
+        ...         print(f"fulfilling {order_id}")
+        >>> fulfil("o-42")
+        fulfilling o-42
     """
     execution = running.get()
     return execution is not None and execution.is_replaying()
@@ -82,6 +101,17 @@ def idempotency_key() -> str:
 
     Raises:
         NotInWorkflow: outside a step of a run.
+
+    Example:
+        >>> @step
+        ... def charge(cents: int) -> str:
+        ...     return durable.idempotency_key()  # payments.charge(cents, key=...)
+        >>> @workflow
+        ... def pay(cents: int) -> list[str]:
+        ...     return [charge(cents), charge(cents)]
+        >>> first, second = pay(100)
+        >>> len(first), first == second
+        (36, False)
     """
     return active("idempotency_key").idempotency_key()
 
@@ -94,7 +124,16 @@ def session() -> Session:
     all. Do not commit it yourself.
 
     Raises:
-        NotInWorkflow: outside a step of a run.
+        NotInWorkflow: outside a step of a run, and in a run that is executed
+            inline (called directly, or ``task_always_eager``).
+
+    Example:
+        >>> from sqlalchemy import text
+        >>> @step
+        ... def reserve(sku: str, n: int) -> None:
+        ...     durable.session().execute(
+        ...         text("UPDATE stock SET n = n - :n WHERE sku = :sku"), {"sku": sku, "n": n}
+        ...     )
     """
     opened: Session = active("session").session()
     return opened
@@ -110,6 +149,19 @@ def set_progress(current: float, total: float | None = None, **details: Any) -> 
         current: how much is done.
         total: how much there is to do, if known.
         **details: anything the codec can store.
+
+    Raises:
+        NotInWorkflow: outside a run.
+        PayloadError: a detail cannot be stored.
+
+    Example:
+        >>> @workflow
+        ... def load(batches: list[list[int]]) -> int:
+        ...     for number, batch in enumerate(batches):
+        ...         durable.set_progress(number, total=len(batches), rows=len(batch))
+        ...     return len(batches)
+        >>> load([[1, 2], [3]])
+        2
     """
     meta: dict[str, Any] = {"current": current, "total": total, **details}
     active("set_progress").set_progress("PROGRESS", meta)
@@ -119,18 +171,50 @@ def now() -> datetime:
     """Return the time by the database's clock, recorded: the same on every replay.
 
     Costs what a step costs. Aware, in UTC.
+
+    Raises:
+        NotInWorkflow: outside a run.
+
+    Example:
+        >>> @workflow
+        ... def stamp() -> str:
+        ...     return str(durable.now().tzinfo)
+        >>> stamp()
+        'UTC'
     """
     moment: datetime = active("now").value("durable.now")
     return moment
 
 
 def uuid4() -> _uuid.UUID:
-    """Return a random UUID that is the same on every replay. Costs nothing."""
+    """Return a random UUID that is the same on every replay. Costs nothing.
+
+    Raises:
+        NotInWorkflow: outside the body of a workflow.
+
+    Example:
+        >>> @workflow
+        ... def ticket() -> int:
+        ...     return durable.uuid4().version
+        >>> ticket()
+        4
+    """
     return _uuid.UUID(int=_dice("uuid4").getrandbits(128), version=4)
 
 
 def random() -> float:
-    """Return a float in ``[0, 1)`` that is the same on every replay. Costs nothing."""
+    """Return a float in ``[0, 1)`` that is the same on every replay. Costs nothing.
+
+    Raises:
+        NotInWorkflow: outside the body of a workflow.
+
+    Example:
+        >>> @workflow
+        ... def sample() -> bool:
+        ...     return 0 <= durable.random() < 1
+        >>> sample()
+        True
+    """
     return _dice("random").random()
 
 

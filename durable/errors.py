@@ -110,7 +110,21 @@ class SchemaTooNew(StoreError):
 
 
 class TransientError(DurableError):
-    """Raise it in a step to have it tried again at once, a few times."""
+    """Raise it in a step to have it tried again at once, a few times.
+
+    Example:
+        >>> @durable.step
+        ... def ask(attempts: list[int]) -> int:
+        ...     attempts.append(1)
+        ...     if len(attempts) < 2:
+        ...         raise durable.TransientError("the line is noisy")
+        ...     return len(attempts)
+        >>> @durable.workflow
+        ... def question() -> int:
+        ...     return ask([])
+        >>> question()
+        2
+    """
 
 
 class RecoverableError(DurableError):
@@ -120,6 +134,12 @@ class RecoverableError(DurableError):
         message: what happened.
         retry_after: least pause before the next attempt, as a duration
             (timedelta, seconds, or text such as ``"90s"``).
+
+    Example:
+        >>> raise durable.RecoverableError("closed until nine", retry_after="2h")
+        Traceback (most recent call last):
+            ...
+        durable.errors.RecoverableError: closed until nine
     """
 
     def __init__(self, message: str = "", *, retry_after: object = None) -> None:
@@ -128,7 +148,21 @@ class RecoverableError(DurableError):
 
 
 class PermanentError(DurableError):
-    """Raise it in a step to fail at once, without another attempt."""
+    """Raise it in a step to fail at once, without another attempt.
+
+    Example:
+        >>> @durable.step
+        ... def charge(cents: int) -> None:
+        ...     raise durable.PermanentError("the card is gone")
+        >>> @durable.workflow
+        ... def pay(cents: int) -> None:
+        ...     charge(cents)
+        >>> try:
+        ...     pay(100)
+        ... except durable.PermanentError as exc:
+        ...     print(exc)
+        the card is gone
+    """
 
 
 class Parked(Retry):

@@ -43,12 +43,19 @@ class Branch:
 
     path: str = ""
     next_ordinal: int = 0
+    draws: int = 0
 
     def take(self) -> int:
         """Take the next place in the line."""
         ordinal = self.next_ordinal
         self.next_ordinal += 1
+        self.draws = 0
         return ordinal
+
+    def draw(self) -> str:
+        """Name this draw between two places. It takes none: nothing of it is recorded."""
+        self.draws += 1
+        return f"{self.next_ordinal}.{self.draws}"
 
 
 @dataclass(slots=True)
@@ -85,7 +92,7 @@ class _Success(NamedTuple):
 class _Failure(NamedTuple):
     error: Exception
     seconds: float
-    effect_done: bool = False
+    not_stored: bool = False
 
 
 @dataclass
@@ -159,7 +166,10 @@ class Execution:
         try:
             return self.history.attempts(self.branch.path, ordinal, name)
         except NonDeterministicWorkflow as exc:
-            raise self.park(Park("paused", str(exc)), cause=exc) or exc from exc
+            suspend = self.park(Park("paused", str(exc)), cause=exc)
+            if suspend is None:
+                raise
+            raise suspend from exc
 
     def _replayed(self, step: Recorded) -> Any:
         if step.status == "succeeded":
@@ -200,7 +210,7 @@ class Execution:
             return success if self._commit(frame, success) else None
         except PayloadError as exc:
             self._roll_back(frame)
-            return _Failure(exc, clock() - started, effect_done=frame.transaction is None)
+            return _Failure(exc, clock() - started, not_stored=True)
         except Exception as exc:
             if frame.transaction is None:
                 raise
@@ -290,8 +300,8 @@ class Execution:
         )
 
     def _judge(self, step: Step[Any, Any], failure: _Failure, past: Sequence[Recorded]) -> Decision:
-        if failure.effect_done:
-            return step.policy.give_up("its effect has happened, but its result cannot be stored")
+        if failure.not_stored:  # another attempt would do it all again, for the same result
+            return step.policy.give_up("the step has run, but its result cannot be stored")
         return step.policy.decide(
             failure.error,
             self.services.classifier,
@@ -331,7 +341,7 @@ class Execution:
                 "durable.uuid4() and durable.random() belong in the body of a workflow; in a step"
                 " use the standard library: the step's result is recorded anyway"
             )
-        return f"{self.id}/{self.branch.path}/{self.branch.take()}"
+        return f"{self.id}/{self.branch.path}/{self.branch.draw()}"
 
     def idempotency_key(self) -> str:
         """Return the running step's key for outside calls."""

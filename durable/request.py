@@ -41,7 +41,7 @@ def strategy(task: Workflow, app: Celery, consumer: Any, **kwargs: Any) -> Any:
         if message.headers.get(DOORBELL):
             return handle(message, body, ack, reject, callbacks, **more)
         try:
-            delay = _accept(task, message, body)
+            delay = _accept(task, message)
         except (OptionError, PayloadError, TypeError, InvalidTaskError) as exc:
             logger.error(  # noqa: TRY400 - a refusal, not a fault of ours
                 "message %s for %s is refused: %s", message.headers.get("id"), task.name, exc
@@ -58,7 +58,7 @@ def strategy(task: Workflow, app: Celery, consumer: Any, **kwargs: Any) -> Any:
     return on_message
 
 
-def _accept(task: Workflow, message: Any, body: Any) -> float | None:
+def _accept(task: Workflow, message: Any) -> float | None:
     headers, properties, payload = message.headers, message.properties, message.payload
     if isinstance(payload, dict):  # Celery's first protocol, which some other languages speak
         payload, headers, *_ = hybrid_to_proto2(message, payload)

@@ -7,6 +7,7 @@ it, takes the calls that are for workflows, and leaves the rest alone.
 
 from __future__ import annotations
 
+import difflib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from kombu.utils.json import dumps as dump_message
 from kombu.utils.json import loads as load_message
 
 from durable.beat import id_of_entry
-from durable.durations import parse_seconds
+from durable.durations import LONGEST, parse_seconds
 from durable.errors import OptionError, StoreError
 from durable.publisher import Publisher
 from durable.store import runs
@@ -75,6 +76,34 @@ _IN_PUBLISH = frozenset(
 _IN_MESSAGE = ({*_KEPT, "reply_to"} - _IN_PUBLISH) - {"headers"}
 
 _LATER = ("idempotency_key", "transaction")
+
+#: What `apply_async` acts on.
+_CALL_OPTIONS = frozenset(
+    {
+        *_KEPT,
+        *_LATER,
+        *CANVAS,
+        "add_to_parent",
+        "args",
+        "connection",
+        "countdown",
+        "deadline",
+        "eta",
+        "expires",
+        "kwargs",
+        "producer",
+        "publisher",
+        "reply_to",
+        "result_cls",
+        "retry",
+        "retry_policy",
+        "route_name",
+        "router",
+        "task_id",
+        "task_type",
+    }
+)
+_TYPO_LIKENESS = 0.82
 
 _PUBLISH_ERRORS = (OperationalError, OSError, TimeoutError)
 
@@ -337,15 +366,15 @@ class Starter:
         countdown, eta = options.get("countdown"), options.get("eta")
         if countdown is None and eta is None:
             return None
-        delay = float(countdown) if countdown is not None else self._until(eta, "eta")
+        delay = self._until(eta, "eta") if countdown is None else _from_now(countdown, "countdown")
         return delay if delay > 0 else None
 
     def _expires(self, expires: Any) -> float | None:
         if expires is None:
             return None
-        if isinstance(expires, (int, float)):
-            return max(0.0, float(expires))
-        return max(0.0, self._until(expires, "expires"))
+        if isinstance(expires, (str, datetime)):
+            return max(0.0, self._until(expires, "expires"))
+        return _from_now(expires, "expires")
 
     def _until(self, moment: Any, name: str) -> float:
         """Seconds from now to a date; naive ones are in the app's time zone, as in Celery."""
@@ -358,6 +387,8 @@ class Starter:
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=self._app.timezone)
         left: timedelta = moment - now
+        if left > LONGEST:
+            raise OptionError(f"{name}={moment} is more than a hundred years away")
         return left.total_seconds()
 
     def _has_tail(self, call: _Call) -> bool:
@@ -381,6 +412,20 @@ def _refuse(options: Mapping[str, Any]) -> None:
     for key in _LATER:
         if options.get(key) is not None:
             raise OptionError(f"{key}= is not available in this version")
+    # Celery takes any option and gives it to the broker as a property of the
+    # message, so only those are refused that look like one we would act on.
+    for key in options.keys() - _CALL_OPTIONS - set(options.get("stamped_headers") or ()):
+        close = difflib.get_close_matches(key, _CALL_OPTIONS, 1, _TYPO_LIKENESS)
+        if close:
+            raise OptionError(
+                f"apply_async() does not know the option {key!r}. Did you mean {close[0]!r}?"
+            )
+
+
+def _from_now(value: object, name: str) -> float:
+    """Read a duration; what is past already is due now, as in Celery."""
+    past = isinstance(value, (int, float)) and value < 0
+    return 0.0 if past else parse_seconds(value, name=name)
 
 
 def _checked_id(task_id: object) -> str:

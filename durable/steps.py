@@ -13,6 +13,9 @@ from durable.retry import RetryPolicy
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: Characters of a step's name: it is part of a primary key.
+_LONGEST = 255
+
 #: Steps by name, to refuse a second function under the same one.
 _registered: dict[str, tuple[str, int]] = {}
 
@@ -106,8 +109,21 @@ def run_step(name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.
 
     Raises:
         NotInWorkflow: outside a workflow's body.
+        OptionError: the name or the function is none.
+
+    Example:
+        >>> @durable.workflow
+        ... def total(numbers: list[int]) -> int:
+        ...     return durable.run_step("add up", sum, numbers)
+        >>> total([1, 2])
+        3
     """
     execution = active("run_step")
+    _check_name(name, "run_step(name, function)")
+    if not callable(function):
+        raise OptionError(
+            f"run_step({name!r}, ...) takes a function as its second argument, not {function!r}"
+        )
     if execution.in_step:
         return function(*args, **kwargs)
     result: R = execution.step(Step(function, name, RetryPolicy()), args, kwargs)
@@ -119,11 +135,19 @@ def _make(function: Callable[..., Any], name: str | None, options: dict[str, Any
         raise OptionError(
             f"@step goes on a function, not on {function!r}; options are given by keyword"
         )
-    if name is not None and (type(name) is not str or not name.strip()):
-        raise OptionError(f"@step(name=...) takes a non-empty text, not {name!r}")
+    if name is not None:
+        _check_name(name, "@step(name=...)")
     name = name or f"{function.__module__}.{function.__qualname__}"
     _register(name, function)
     return Step(function, name, RetryPolicy.from_options(**options))
+
+
+def _check_name(name: object, where: str) -> None:
+    """Refuse what Postgres could not store, or index, after the step's body has run."""
+    if type(name) is not str or not name.strip() or not name.isprintable() or len(name) > _LONGEST:
+        raise OptionError(
+            f"{where} takes a name of 1 to {_LONGEST} printable characters, not {name!r:.80}"
+        )
 
 
 def _register(name: str, function: Callable[..., Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from celery import Task, shared_task
 from celery.exceptions import Retry
@@ -33,9 +33,27 @@ class Workflow(Task):
     The app's own task class stays underneath: a class made from this one
     gets ``app.Task`` as a further base, and calls go on to it.
 
+    Celery's hooks and signals see what they see of any task, with two
+    exceptions. ``task_prerun`` and ``before_start`` come before the claim, so
+    their ``args`` and ``kwargs`` are empty. A run that parks ends the task for
+    Celery in state RETRY: ``on_retry`` gets the error behind it or a `Parked`,
+    the ``task_retry`` signal always a `Parked`. Time limits count anew each
+    time the run is woken; a ``SoftTimeLimitExceeded`` is remembered only if it
+    was raised in a step, so that is where to catch it.
+
     Attributes:
         deadline: duration after which a run that has not ended fails, counted
             from its start call; None: never.
+
+    Example:
+        >>> from celery import Celery
+        >>> app = Celery("orders", set_as_current=False)
+        >>> _ = durable.Durable(app)
+        >>> @app.task(base=durable.Workflow, deadline="7d")
+        ... def fulfil(order_id: str) -> str:
+        ...     return f"{order_id} is done"
+        >>> fulfil("o-42")  # a direct call runs inline
+        'o-42 is done'
     """
 
     abstract = True
@@ -43,6 +61,10 @@ class Workflow(Task):
     Strategy = "durable.request:strategy"
 
     deadline: Any = None
+
+    #: Whether Celery's backend is told STARTED, which is the claim's to say:
+    #: Celery would do it for any message, also a late one of a run that failed.
+    durable_track_started = False
 
     #: ``queue``, ``exchange`` and ``routing_key`` of the task's definition.
     #: Celery warns of them as attributes; they are kept here and given with
@@ -61,6 +83,13 @@ class Workflow(Task):
         app = cls.__dict__.get("app")
         if app is not None and not issubclass(cls, app.Task):
             cls.__bases__ = (*cls.__bases__, app.Task)
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Take over ``track_started``, whether from the task or the app's configuration."""
+        super().on_bound(app)
+        if cls.track_started:
+            cls.durable_track_started, cls.track_started = True, False
 
     @property
     def durable(self) -> Durable:
@@ -206,6 +235,12 @@ class WorkflowTask(Protocol[P, R_co]):
 
 @overload
 def workflow(function: Callable[P, R_co], /) -> WorkflowTask[P, R_co]: ...
+
+
+@overload
+def workflow(
+    *, bind: Literal[True], base: type[Workflow] = ..., **options: Any
+) -> Callable[[Callable[Concatenate[Any, P], R_co]], WorkflowTask[P, R_co]]: ...
 
 
 @overload

@@ -31,6 +31,19 @@ StartWorker = Callable[..., WorkerNode]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--storm", action="store_true", help="run the tests marked storm too")
+    group = parser.getgroup("crash sweep")
+    group.addoption(
+        "--sweep",
+        choices=("each", "full"),
+        default="each",
+        help="crash at each operation once (default), or at every single point on every broker",
+    )
+    group.addoption(
+        "--sweep-point",
+        default="",
+        metavar="TEXT",
+        help="crash only at the points whose description has this text",
+    )
 
 
 def pytest_report_header() -> list[str]:

@@ -88,11 +88,15 @@ class Database:
         """
         with translated():
             conn = psycopg.connect(self.url, autocommit=True, **self._connection_options())
-            _configure(conn)
-            if not self._checked:
-                ensure_schema(conn, self.url, auto=self._auto_migrate)
-                self._checked = True
-            conn.autocommit = autocommit
+            try:
+                _configure(conn)
+                if not self._checked:
+                    ensure_schema(conn, self.url, auto=self._auto_migrate)
+                    self._checked = True
+                conn.autocommit = autocommit
+            except BaseException:
+                conn.close()
+                raise
         return conn
 
     def call(

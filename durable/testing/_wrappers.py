@@ -22,7 +22,7 @@ from psycopg.sql import Composable
 
 from durable.testing.crashes import Injector
 
-_LOST = "the answer was lost (durable.testing.crashes)"
+_LOST = "the connection broke (durable.testing.crashes)"
 _WORDS = 3
 
 #: What of a backend's interface writes.
@@ -76,6 +76,8 @@ def _wrap_transactions(injector: Injector) -> None:
     ) -> Iterator[Any]:
         name = f"sql {_statement_name(command)}"
         injector.reach(name, "before", ())
+        if injector.reach(name, "refused", ()):
+            raise _broken(conn)
         result = yield from original(conn, command, *args, **kwargs)
         injector.reach(name, "after", ())
         if injector.reach(name, "lost", ()):
@@ -117,7 +119,7 @@ class _Libpq:
         def call(command: bytes, *args: Any, **kwargs: Any) -> Any:
             return self._injector.around(
                 f"sql {name} {_statement_name(command)}",
-                (),
+                [bytes(value).decode() for value in _flattened(args) if isinstance(value, bytes)],
                 lambda: original(command, *args, **kwargs),
                 lose=lambda: _broken(self._conn),
             )

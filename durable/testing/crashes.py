@@ -1,10 +1,11 @@
 """Crash points: where a process can die between two things that outlive it.
 
-Every SQL statement, publish, acknowledgement and result-backend write is
-three points: just *before* it, just *after* it, and *lost*, where it took
-place and its answer did not arrive. They are found by wrapping the libraries
-that do these things, so that code which is written later has its points
-without being listed.
+Every SQL statement, publish, acknowledgement and result-backend write is four
+points. The process dies just *before* or just *after* it; or it lives, and
+the operation is *refused* by a connection that broke, or took place and its
+answer is *lost*. They are found by wrapping the libraries that do these
+things, so that code which is written later has its points without being
+listed.
 
 A test and the processes under test share a directory, the `CrashBoard`. Each
 process notes there what it comes past; the test arms one point for one run,
@@ -40,7 +41,7 @@ T = TypeVar("T")
 #: Environment variable with the directory of the board.
 VARIABLE = "DURABLE_TEST_CRASHES"
 
-MOMENTS = ("before", "after", "lost")
+MOMENTS = ("before", "refused", "after", "lost")
 #: ``client`` starts runs; ``worker`` is a worker's main process, ``child`` one of its pool's.
 ROLES = ("client", "worker", "child")
 
@@ -163,7 +164,7 @@ class Injector:
         found: Callable[[T], Iterable[object]] = lambda _: (),
         lose: Callable[[], Exception],
     ) -> T:
-        """Perform an operation, with a crash point before and two after it.
+        """Perform an operation, with two crash points before and two after it.
 
         Args:
             operation: its name.
@@ -175,6 +176,8 @@ class Injector:
         """
         known = list(ids)
         self.reach(operation, "before", known)
+        if self.reach(operation, "refused", known):
+            raise lose()
         outcome = perform()
         known += found(outcome)
         self.reach(operation, "after", known)
@@ -183,15 +186,15 @@ class Injector:
         return outcome
 
     def reach(self, operation: str, moment: str, ids: Iterable[object]) -> bool:
-        """Come past a point, or die there. True: the answer is to be lost."""
-        role, lost = self._role(), False
+        """Come past a point, or die there. True: the connection is to break."""
+        role, broken = self._role(), False
         for scope in self._scopes(ids) or {role}:
             point = self._board.note(scope, role, operation, moment)
             if self._board.fires(scope, point):
-                lost = moment == "lost"
-                if not lost:
+                broken = moment in {"refused", "lost"}
+                if not broken:
                     os.kill(os.getpid(), signal.SIGKILL)
-        return lost
+        return broken
 
     def _on_worker(self, **_: object) -> None:
         self._worker = os.getpid()

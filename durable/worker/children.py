@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
@@ -26,7 +26,9 @@ class Children(Duty):
     used too: it names the run whose child died before it had claimed it.
 
     Args:
-        pids: gives the pool's process ids; empty where the pool has none.
+        processes: gives the pool's process ids, and which of them live; empty
+            where the pool has none.
+        refill: has the pool replace its dead.
         accepted: gives the runs that a process had been handed.
     """
 
@@ -36,26 +38,36 @@ class Children(Duty):
         worker_id: str,
         *,
         interval: float,
-        pids: Callable[[], set[int]],
+        processes: Callable[[], Mapping[int, bool]],
+        refill: Callable[[], None],
         accepted: Callable[[int], list[str]],
         recovery: Recovery,
     ) -> None:
         super().__init__("durable-children", interval)
         self._database = database
         self._worker_id = worker_id
-        self._pids = pids
+        self._processes = processes
+        self._refill = refill
         self._accepted = accepted
         self._recovery = recovery
         self._known: set[int] = set()
+        self._released: set[int] = set()
         self._jobs: queue.SimpleQueue[Callable[[Connection], object]] = queue.SimpleQueue()
         self._job: Callable[[Connection], object] | None = None
 
     def tick(self) -> None:
         """Look for vanished children; do what was asked for meanwhile."""
-        pids = self._pids()
-        for pid in self._known - pids:
+        processes = self._processes()
+        living = {pid for pid, lives in processes.items() if lives}
+        # A child that died before it was ever seen alive stands in the pool's
+        # list still, as do those that were released here before.
+        gone = (self._known | processes.keys()) - living - self._released
+        for pid in gone:
             self._release(pid)
-        self._known = pids
+        self._known = living
+        self._released = (self._released | gone) & processes.keys()
+        if gone:
+            self._refill()
         while self._job is not None or not self._jobs.empty():
             self._job = self._job or self._jobs.get()
             self._database.call(self._job)
@@ -87,12 +99,20 @@ class Children(Duty):
         self._jobs.put(release)
 
 
-def living_processes(worker: Any) -> set[int]:
-    """List the living processes of a prefork pool; other pools have none."""
+def processes_of(worker: Any) -> dict[int, bool]:
+    """List the processes of a prefork pool, and which of them live; other pools have none."""
     pool = getattr(getattr(worker, "pool", None), "_pool", None)
     processes = list(getattr(pool, "_pool", None) or ())
-    pids = {process.pid for process in processes if hasattr(process, "pid")}
-    return {pid for pid in pids if not _has_exited(pid)}
+    pids = [process.pid for process in processes if hasattr(process, "pid")]
+    return {pid: not _has_exited(pid) for pid in pids}
+
+
+def refill(worker: Any) -> None:
+    """Have the pool replace its dead now: its event loop may look every five seconds only."""
+    hub = getattr(worker, "hub", None)
+    maintain = getattr(getattr(worker.pool, "_pool", None), "maintain_pool", None)
+    if hub is not None and maintain is not None:
+        hub.call_soon(maintain)
 
 
 def _has_exited(pid: int) -> bool:

@@ -27,7 +27,7 @@ class Duty:
         self.name = name
         self.interval = interval
         self._stopping = threading.Event()
-        self._failing = False
+        self._complaint: str | None = None
         self._thread: threading.Thread | None = None
 
     def tick(self) -> None:
@@ -66,14 +66,18 @@ class Duty:
                 self._complain(exc)
                 self._stopping.wait(min(self.interval, 1.0))
                 continue
-            self._failing = False
+            if self._complaint is not None:
+                logger.warning("%s: works again", self.name)
+                self._complaint = None
             self.pause()
 
     def _complain(self, exc: Exception) -> None:
-        """Log the first of a row of errors at length, the others in a line."""
-        expected = isinstance(exc, StoreError)
-        logger.warning(
-            "%s: %s", self.name, exc, exc_info=None if expected or self._failing else exc
-        )
-        self._failing = True
-        self.recover()
+        """Log the first of a row of errors at length, others in a line, and repeats not at all."""
+        if str(exc) != self._complaint:
+            brief = isinstance(exc, StoreError) or self._complaint is not None
+            logger.warning("%s: %s", self.name, exc, exc_info=None if brief else exc)
+        self._complaint = str(exc)
+        try:
+            self.recover()
+        except Exception:
+            logger.debug("%s: recovering from that failed too", self.name, exc_info=True)

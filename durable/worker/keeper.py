@@ -14,7 +14,7 @@ from durable.failures import encode_failure
 from durable.store.errors import translated
 from durable.store.workers import Beat, Recovery
 from durable.task import Workflow
-from durable.worker.children import Children, living_processes
+from durable.worker.children import Children, processes_of, refill
 from durable.worker.dispatcher import Dispatcher
 from durable.worker.heartbeat import Heartbeat
 
@@ -62,7 +62,8 @@ class Keeper:
             database,
             durable.worker_id,
             interval=_CHILD_INTERVAL,
-            pids=lambda: living_processes(worker),
+            processes=lambda: processes_of(worker),
+            refill=lambda: refill(worker),
             accepted=_handed_to,
             recovery=recovery,
         )

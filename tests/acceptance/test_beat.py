@@ -16,12 +16,6 @@ from tests.harness.postgres import PostgresServer
 
 PERIOD = 0.5
 RUNS = "SELECT count(*) FROM durable.workflow_runs WHERE workflow_name = %s"
-#: Runs of one entry that belong to one due time.
-MOST = """
-SELECT max(count) FROM (
-    SELECT count(*) FROM durable.workflow_runs WHERE workflow_name = %s
-     GROUP BY floor(extract(epoch FROM created_at) / %s)) per_period
-"""
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +79,15 @@ def test_two_beats_start_one_run_for_each_due_time(
     wait_for(
         lambda: shared.trace.read_text().count("plain_double") == plain, what="the plain tasks"
     )
+
+
+def test_a_beat_inside_a_worker_starts_runs(shared: Shared, request: pytest.FixtureRequest) -> None:
+    request.node.stash[WORKERS] = shared.workers
+    before = shared.query(RUNS, "tests.apps.canvas.add")
+    schedule = str(shared.directory / "embedded")
+    args = ("--without-mingle", "--without-gossip", "-B", "-s", schedule)
+    worker = shared.start_worker(args=args, concurrency=1)
+    wait_for(
+        lambda: shared.query(RUNS, "tests.apps.canvas.add") >= before + 2, what="the beat's runs"
+    )
+    worker.stop()

@@ -10,6 +10,7 @@ import pytest
 from celery import chain, chord, group
 
 from durable.result import DurableResult
+from durable.store.dispatch import Doorbell
 from tests.acceptance.shared import Shared, running
 from tests.conftest import WORKERS
 from tests.harness import wait_for
@@ -48,8 +49,8 @@ def test_a_chain_of_durable_and_plain_tasks(shared: Shared) -> None:
     middle, first = result.parent, result.parent.parent
     assert [first.get(timeout=5), middle.get(timeout=5)] == [3, 6]
     assert isinstance(first, DurableResult)
-    seen = shared.notes(first.id, "double")
-    assert seen == [12]  # the root of all three is the first
+    assert shared.notes(first.id, "double") == [12]  # the root of all three is the first
+    assert shared.notes(result.id, "from") == [[middle.id, None, None]]
 
 
 def test_a_chain_stops_at_its_first_failure(shared: Shared) -> None:
@@ -70,6 +71,10 @@ def test_a_group_of_durable_tasks(shared: Shared) -> None:
     assert result.get(timeout=10) == [0, 2, 4, 6, 8]
     assert all(isinstance(child, DurableResult) for child in result)
     assert result.successful()
+    one = group(module.double.s(1), module.double.s(2)).delay()
+    assert one.get(timeout=10) == [2, 4]
+    froms = [shared.notes(child.id, "from") for child in one]
+    assert froms == [[[None, one.id, 0]], [[None, one.id, 1]]]
     mixed = group(module.add.s(1, 1), module.plain_double.s(2), module.retried.s(5)).delay()
     assert mixed.get(timeout=10) == [2, 4, 5]
 
@@ -143,6 +148,36 @@ def test_celerys_backend_has_what_the_row_says(shared: Shared) -> None:
     parked.revoke()
     wait_for(lambda: backend.get_state(parked.id) == "REVOKED", what="the end in Redis")
     assert parked.state == "REVOKED"
+
+
+def test_a_late_message_does_not_change_what_celerys_backend_says(shared: Shared) -> None:
+    module, backend = shared.module, shared.app.backend
+    run = module.tracked.delay()
+    wait_for(lambda: backend.get_state(run.id) == "FAILURE", what="the failure in Redis")
+    assert shared.notes(run.id, "state") == ["STARTED"]
+    message = shared.query("SELECT message::text FROM durable.workflow_runs WHERE id = %s", run.id)
+    before = shared.worker.logs().count(f"{run.id}] received")
+    shared.app.durable.starter.ring(Doorbell(run.id, module.tracked.name, message))
+    wait_for(
+        lambda: (
+            shared.worker.logs().count(f"{run.id}] received") > before
+            and all(run.id not in each for each in active(shared))
+        ),
+        what="the late message to be dealt with",
+    )
+    assert backend.get_state(run.id) == "FAILURE"
+
+
+def active(shared: Shared) -> list[str]:
+    (requests,) = shared.app.control.inspect(timeout=2, limit=1).active().values()
+    return [request["id"] for request in requests]
+
+
+def test_an_errback_can_be_a_run_of_its_own(shared: Shared) -> None:
+    module = shared.module
+    run = module.fails.apply_async((1,), link_error=module.durable_errback.s())
+    shared.wait_for_note(run.id, "durable_errback")
+    assert shared.query(STARTED, module.durable_errback.name) == 1
 
 
 def test_forget_leaves_the_run(shared: Shared) -> None:

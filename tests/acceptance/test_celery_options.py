@@ -99,8 +99,8 @@ def test_a_plain_task_beside_durable_ones_is_celerys_alone(shared: Shared) -> No
     assert not isinstance(result, DurableResult)
     assert shared.query("SELECT count(*) FROM durable.workflow_runs WHERE id = %s", result.id) == 0
     retried = shared.module.plain_retries.delay()
-    wait_for(lambda: shared.notes(retried.id, "on_success"), what="the plain task's second try")
-    assert shared.notes(retried.id, "on_retry")
+    shared.wait_for_note(retried.id, "on_retry")
+    shared.wait_for_note(retried.id, "on_success")
 
 
 # --- what the body sees ----------------------------------------------------
@@ -153,7 +153,7 @@ def test_queues_of_the_call_the_task_and_the_routes(shared: Shared) -> None:
 
 
 def test_pydantic_models_go_in_and_out(shared: Shared) -> None:
-    order, model = shared.module.order, shared.module.Order
+    order, model = shared.module.order, shared.module.models.Order
     assert order.delay({"sku": "a", "count": 2}).get(timeout=10) == {"total": 20}
     assert order.delay(model(sku="a", count=3)).get(timeout=10) == {"total": 30}
     bad = order.delay({"sku": "a"})
@@ -202,7 +202,7 @@ def test_no_message_waits_in_a_worker_for_a_countdown_or_an_eta(shared: Shared) 
     assert later.state == "REVOKED"
 
 
-def test_expiry_counts_until_the_first_claim(shared: Shared, tmp_path: Path) -> None:
+def test_expiry_counts_until_the_first_claim(shared: Shared) -> None:
     total = shared.module.total
     late = total.apply_async(([1],), countdown=0.5, expires=0.2)
     with pytest.raises(celery.exceptions.TaskRevokedError, match="expired"):
@@ -210,6 +210,8 @@ def test_expiry_counts_until_the_first_claim(shared: Shared, tmp_path: Path) -> 
 
     woken = shared.module.retries.apply_async(("countdown",), expires=0.15)
     assert woken.get(timeout=10) == 2
+    in_an_hour = datetime.now(timezone.utc) + timedelta(hours=1)
+    assert total.apply_async(([1],), expires=in_an_hour).get(timeout=10) == 1
 
 
 def test_a_rate_limit_is_kept(shared: Shared) -> None:
@@ -239,6 +241,14 @@ def test_a_hard_time_limit_fails_the_run(shared: Shared) -> None:
 @pytest.mark.parametrize("where", ["body", "step"])
 def test_a_soft_time_limit_can_be_caught(shared: Shared, where: str) -> None:
     assert shared.module.softly_limited.delay(where).get(timeout=10) == f"caught in the {where}"
+
+
+def test_a_time_limit_of_the_call_goes_before_the_tasks(shared: Shared) -> None:
+    run = shared.module.softly_limited.apply_async(("step",), soft_time_limit=0.2)
+    assert run.get(timeout=0.9) == "caught in the step"
+    hard = shared.module.gated.apply_async(("/does/not/exist",), time_limit=0.5)
+    with pytest.raises(celery.exceptions.TimeLimitExceeded):
+        hard.get(timeout=5)
 
 
 # --- results and failures --------------------------------------------------
@@ -398,10 +408,20 @@ def test_a_parked_run_can_be_revoked(shared: Shared) -> None:
     assert revoked_ids(shared) == []
 
 
+def test_a_queued_run_can_be_revoked(shared: Shared) -> None:
+    run = shared.module.total.apply_async(([1],), queue=f"{shared.queue}.nobody")
+    assert run.state == "PENDING"
+    run.revoke()
+    assert run.state == "REVOKED"
+    assert run.run().started_at is None
+    assert revoked_ids(shared) == []
+
+
 def test_celery_control_revoke_reaches_a_parked_run(shared: Shared) -> None:
     run = shared.module.parked.delay()
     shared.wait_for_status(run.id, "sleeping")
-    out = shared.celery("control", "--timeout", "3", "revoke", run.id)
+    here = ("--timeout", "5", "--destination", shared.worker.hostname())
+    out = shared.celery("control", *here, "revoke", run.id)
     assert "canceled" in out
     assert run.state == "REVOKED"
     assert revoked_ids(shared) == []
@@ -462,8 +482,9 @@ def test_inspect_shows_what_runs_with_its_arguments(shared: Shared, tmp_path: Pa
     (mine,) = [request for request in active if request["id"] == run.id]
     assert mine["name"] == shared.module.gated.name
     assert str(go) in str(mine["args"])
-    assert run.id in shared.celery("inspect", "--timeout", "3", "active")
-    assert "pong" in shared.celery("inspect", "--timeout", "3", "ping")
+    here = ("--timeout", "5", "--destination", shared.worker.hostname())
+    assert run.id in shared.celery("inspect", *here, "active")
+    assert "pong" in shared.celery("inspect", *here, "ping")
     go.touch()
     assert run.get(timeout=10) == "through"
 

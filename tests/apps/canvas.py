@@ -37,7 +37,9 @@ def add(x: int, y: int) -> int:
 
 @task(base=Workflow, bind=True)
 def double(self: Any, x: int) -> int:
-    note(self.request.root_id, "double", 2 * x)
+    request = self.request
+    note(request.root_id, "double", 2 * x)
+    note(request.id, "from", [request.parent_id, request.group, request.group_index])
     return 2 * x
 
 
@@ -73,6 +75,19 @@ def dies_once(self: Any, x: int) -> int:
     if first:
         os.kill(os.getpid(), signal.SIGKILL)
     return x
+
+
+@task(base=Workflow, bind=True, track_started=True)
+def tracked(self: Any) -> None:
+    """Notes what Celery's backend says of it while it runs."""
+    note(self.request.id, "state", self.backend.get_state(self.request.id))
+    raise ValueError("tracked")
+
+
+@task(base=Workflow)
+def durable_errback(failed_id: str) -> None:
+    """An errback of the old sort, a run of its own."""
+    note(failed_id, "durable_errback")
 
 
 @task(bind=True)

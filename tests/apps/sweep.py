@@ -31,9 +31,9 @@ app.conf.update(settings)
 Durable(app)
 
 
-def executed(what: str) -> int:
-    """Count an execution for the run (or task) at hand; return its number, from 1."""
-    path = EFFECTS / f"{current_task.request.id}.{what}"
+def executed(what: str, whose: str = "") -> int:
+    """Count an execution for a run (or task), the one at hand; return its number, from 1."""
+    path = EFFECTS / f"{whose or current_task.request.id}.{what}"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         os.write(descriptor, b".")
@@ -150,7 +150,7 @@ def note(x: Any) -> Any:
 @app.task(name="sweep.blame", **LATE)
 def blame(failed_id: str) -> str:
     """A plain task: an errback."""
-    executed("blame")
+    executed("blame", failed_id)
     return failed_id
 
 
@@ -159,12 +159,13 @@ def blame(failed_id: str) -> str:
 
 def start(kind: str, ids: list[str]) -> None:
     """Start a workload under these task ids, in the order of its members."""
-    first, *more = ids
+    first = ids[0]
     if kind == "chain":
         members = order.s(1), follow.s(), note.s()
+        members[0].set(link_error=blame.si(first))
         chain(*(each.set(task_id=id) for each, id in zip(members, ids, strict=True)))()
     elif kind == "failure":
-        doomed.apply_async((1,), task_id=first, link_error=blame.s().set(task_id=more[0]))
+        doomed.apply_async((1,), task_id=first, link_error=blame.s())
     elif kind == "chord":
         *header, body = ids
         chord([follow.s(1).set(task_id=id) for id in header], note.s().set(task_id=body))()

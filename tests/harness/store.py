@@ -135,8 +135,10 @@ def step_of(
 def open_database(url: str, **options: Any) -> Iterator[Database]:
     """A `Database` as an app has one, closed afterwards."""
     database = Database(lambda: url, **options)
-    yield database
-    database.close()
+    try:
+        yield database
+    finally:
+        database.close()
 
 
 @dataclass

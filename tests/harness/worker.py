@@ -132,7 +132,7 @@ class LocalWorker:
         victim = psutil.Process(self.children()[0] if pid is None else pid)
         victim.send_signal(_number(signal))
         wait_for(
-            lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE,
+            lambda: _has_ended(victim),
             what=f"child {victim.pid} of {self.node_name} to end",
         )
         return victim.pid
@@ -251,6 +251,13 @@ def _in_group(process: psutil.Process, group: int) -> bool:
         return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
     except (ProcessLookupError, psutil.NoSuchProcess):
         return False
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _number(signal: Signal) -> int:

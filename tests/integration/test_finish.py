@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from durable.errors import RunNotFound
 from durable.store import dispatch, runs
 from durable.store.runs import Park
 from tests.harness.store import Background, Store
@@ -114,7 +115,7 @@ def test_progress_is_stored_while_the_run_is_held(store: Store) -> None:
     assert runs.set_progress(store.conn, claim.id, claim.attempt, '{"state": "PROGRESS"}')
     outcome = runs.outcome(store.conn, claim.id, store.namespace)
     assert outcome is not None
-    assert outcome[5] == '{"state": "PROGRESS"}'
+    assert outcome.progress == '{"state": "PROGRESS"}'
     store.release_child()
     assert not runs.set_progress(store.conn, claim.id, claim.attempt, "{}")
 
@@ -122,6 +123,10 @@ def test_progress_is_stored_while_the_run_is_held(store: Store) -> None:
 def test_a_client_sees_only_runs_of_its_namespace(store: Store) -> None:
     run_id = store.start()
     assert runs.get(store.conn, run_id, "other") is None
-    assert runs.outcome(store.conn, run_id, "other") is None
+    with pytest.raises(RunNotFound) as caught:
+        runs.outcome(store.conn, run_id, "other")
+    assert str(caught.value) == (
+        f"run {run_id} belongs to namespace 'default', and this app's durable_namespace is 'other'"
+    )
     assert runs.known(store.conn, [run_id], "other") == set()
     assert runs.known(store.conn, [run_id], store.namespace) == {run_id}

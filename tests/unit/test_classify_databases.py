@@ -137,6 +137,8 @@ def test_a_deadlock_stays_transient_however_often_it_is_wrapped() -> None:
 
 # --- redis
 
+#: Not in the redis-py that Celery 5.5 goes with.
+NEW_IN_REDIS = {"InvalidPipelineStack"}
 REDIS = [
     ("AuthenticationError AuthorizationError NoPermissionError DataError", (P, False, False)),
     ("ResponseError NoScriptError InvalidPipelineStack", (P, False, False)),
@@ -150,6 +152,8 @@ REDIS = [
 @pytest.mark.parametrize(("names", "expected"), REDIS)
 def test_redis_goes_by_class(names: str, expected: Judged) -> None:
     for name in names.split():
+        if name in NEW_IN_REDIS and not hasattr(redis.exceptions, name):
+            continue
         assert judged(getattr(redis.exceptions, name)("x")) == expected, name
 
 

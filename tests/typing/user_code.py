@@ -1,0 +1,122 @@
+"""Code as a user writes it, for ``mypy --strict``: never run, only checked.
+
+What has to be an error carries ``type: ignore`` with its code; mypy complains
+of one that ignores nothing, so an error that is no longer seen is seen here.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, TypedDict
+
+from celery import Celery
+from sqlalchemy.orm import Session
+from typing_extensions import assert_type
+
+import durable
+from durable import Durable, PermanentError, RecoverableError, Workflow, run_step, step, workflow
+from durable.result import DurableResult
+
+app = Celery("shop")
+extension: Durable = Durable(app, database_url="postgresql://localhost/shop", lease="30s")
+
+
+class Payment(TypedDict):
+    id: str
+    cents: int
+
+
+# --- steps
+
+
+@step
+def load(order_id: str) -> dict[str, int]:
+    return {order_id: 1}
+
+
+@step(max_retries=5, retry_backoff=2, retry_backoff_max="2m", autoretry_for=(OSError,))
+def charge(order_id: str, cents: int, *, currency: str = "EUR") -> Payment:
+    if cents < 0:
+        raise PermanentError("nothing to charge")
+    if not currency:
+        raise RecoverableError("busy", retry_after="90s")
+    assert_type(durable.idempotency_key(), str)
+    assert_type(durable.session(), Session)
+    return {"id": order_id, "cents": cents}
+
+
+assert_type(load("o-42"), dict[str, int])
+assert_type(charge("o-42", 100, currency="USD"), Payment)
+charge("o-42", "100")  # type: ignore[arg-type]
+charge("o-42", 100, colour="red")  # type: ignore[call-arg]
+charge("o-42")  # type: ignore[call-arg]
+load("o-42").append(1)  # type: ignore[attr-defined]
+
+
+# --- workflows
+
+
+@workflow
+def quote(amount: Decimal) -> Decimal:
+    assert_type(run_step("double", lambda value: value * 2, amount), Decimal)
+    run_step("charge", charge, "o-42", "100")  # type: ignore[arg-type]
+    return amount
+
+
+@workflow(queue="orders", deadline="7d", max_retries=3)
+def fulfil(order_id: str, cents: int = 0) -> Payment:
+    assert_type(durable.now(), datetime)
+    assert_type(durable.uuid4(), uuid.UUID)
+    assert_type(durable.random(), float)
+    assert_type(durable.is_replaying(), bool)
+    assert_type(durable.current().step, str | None)
+    durable.set_progress(1, total=3, file="orders.csv")
+    return charge(order_id, cents)
+
+
+@workflow(bind=True)
+def bound(self: Any, order_id: str) -> str:
+    return f"{self.request.id} {order_id}"
+
+
+assert_type(fulfil("o-42"), Payment)
+assert_type(fulfil.delay("o-42", cents=3), DurableResult)
+assert_type(fulfil.apply_async(("o-42",), countdown=60), DurableResult)
+assert_type(bound.delay("o-42"), DurableResult)
+fulfil.delay(42)  # type: ignore[arg-type]
+fulfil.delay("o-42", colour="red")  # type: ignore[call-arg]
+quote.delay()  # type: ignore[call-arg]
+bound.delay()  # type: ignore[call-arg]
+fulfil.s("o-42") | quote.si(Decimal(1))
+
+
+# --- handles
+
+
+def look(result: DurableResult) -> None:
+    assert_type(result.run().status, str)
+    assert_type(result.run().deadline_at, datetime | None)
+    assert_type([each.name for each in result.steps()], list[str])
+    assert_type(result.cancel("out of stock"), bool)
+
+
+# --- the base class
+
+
+@app.task(base=Workflow, name="shop.refund")  # type: ignore[untyped-decorator]  # as all of Celery
+def refund(order_id: str) -> Payment:
+    return charge(order_id, -1)
+
+
+class ShopTask(Workflow):
+    deadline = "1h"
+
+
+@workflow(base=ShopTask)
+def restock(sku: str) -> None: ...
+
+
+@workflow(base=int)  # type: ignore[arg-type]
+def wrong(sku: str) -> None: ...
