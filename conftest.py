@@ -22,6 +22,7 @@ def _examples(
         yield
         return
     monkeypatch.setattr(steps, "_registered", {})
+    monkeypatch.delenv("DURABLE_DATABASE_URL", raising=False)
     app = Celery("shop", broker="memory://")
     durable.Durable(app, database_url="postgresql://127.0.0.1:1/shop")
     names = {name: getattr(durable, name) for name in ("run_step", "step", "workflow")}

@@ -16,7 +16,13 @@ from durable.classify import Classifier
 from durable.clock import SYSTEM, Clock
 from durable.codec import Codec
 from durable.config import Settings, load_settings
-from durable.errors import ConfigurationError, RunNotFound, StoreError
+from durable.errors import (
+    ConfigurationError,
+    DatabaseReadOnly,
+    DatabaseUnavailable,
+    RunNotFound,
+    StoreError,
+)
 from durable.execution import Services
 from durable.lease import Lease
 from durable.result import DurableResult
@@ -39,6 +45,8 @@ logger = get_logger(__name__)
 _BROKER_REST = 2.0
 #: Before a run is rung again whose message a worker without a lease had got.
 _LEASE_REST = 2.0
+#: Between two looks of a claim that waits.
+_CLAIM_PAUSE = 0.2
 
 
 class Durable:
@@ -151,10 +159,28 @@ class Durable:
     # --- what the worker's processes ask for
 
     def claim(self, run_id: str) -> tuple[Claim, Sequence[StepRecord]] | None:
-        """Take a run for this process. None: it is not there for the taking."""
-        if not self.lease.held() or self.lease.shutting_down:
-            self._decline(run_id)
-            return None
+        """Take a run for this process. None: it is not there for the taking.
+
+        Waits, up to a lease, for a lease that was missed and for a database
+        that is away: a worker that is cut off from it and refuses fast would
+        empty the broker, ahead of those that can work.
+        """
+        until = self.clock.monotonic() + self.settings.lease
+        while not self.lease.shutting_down:
+            late = self.clock.monotonic() >= until
+            if self.lease.held():
+                try:
+                    return self._claim(run_id)
+                except (DatabaseUnavailable, DatabaseReadOnly):
+                    if late:
+                        raise
+            elif late:
+                break
+            self.clock.sleep(_CLAIM_PAUSE)
+        self._decline(run_id)
+        return None
+
+    def _claim(self, run_id: str) -> tuple[Claim, Sequence[StepRecord]] | None:
         namespace = self.settings.namespace
         claimed = self.database.call(
             runs.claim,

@@ -230,7 +230,7 @@ class _Attempt:
         task, request = self.task, self.request
         if task.durable_track_started and not ignores_result(task, request):
             meta = {"pid": this_pid(), "hostname": request.hostname}
-            task.backend.store_result(request.id, meta, states.STARTED, request=request)
+            task.backend.mark_as_started(request.id, request, **meta)
 
     # --- what Celery delivers after the end
 
@@ -254,10 +254,10 @@ class _Attempt:
     def _tell_rejected(self, exc: BaseException) -> Any:
         """Fail the task here: the main process, which does it in Celery, has not the errbacks."""
         store = not ignores_result(self.task, self.request)
+        self._expect(states.REJECTED)
         self.task.backend.mark_as_failure(
             self.claim.id, exc, request=self.request, store_result=store
         )
-        self._expect(states.REJECTED)
         raise exc if isinstance(exc, Reject) else Reject(str(exc), requeue=False)
 
     def _tell_canceled(self, reason: str) -> Any:
@@ -271,6 +271,7 @@ class _Attempt:
 
     def _expect(self, state: str) -> None:
         """Note which state means, in ``task_postrun``, that Celery delivered the outcome."""
+        self.request.durable_outcome = state
         if self.claim.tail:
             self.request.durable_delivers = state
 
@@ -286,6 +287,8 @@ def confirm_tail(durable: Durable, request: Context, state: str | None) -> None:
     expected = request.__dict__.pop("durable_delivers", None)
     if expected is None or expected != state:
         return
+    if state == states.SUCCESS and not request.__dict__.get("durable_done"):
+        return  # so says Celery also when the backend did not take the result
     claim: runs.Claim = request.__dict__["durable_claim"]
     try:
         durable.database.call(runs.tail_done, claim.id, claim.attempt)

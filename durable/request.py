@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+#: Before a message that Postgres did not take goes back to the broker, in seconds.
+_STORE_REST = 1.0
+
 
 def strategy(task: Workflow, app: Celery, consumer: Any, **kwargs: Any) -> Any:
     """Celery's strategy, with a run made first of a message that came without one.
@@ -49,6 +52,7 @@ def strategy(task: Workflow, app: Celery, consumer: Any, **kwargs: Any) -> Any:
             return reject(logger, consumer.connection_errors, False)
         except StoreError as exc:
             logger.warning("message %s goes back to the broker: %s", message.headers.get("id"), exc)
+            task.durable.clock.sleep(_STORE_REST)  # it is back at once: no storm of refusals
             return reject(logger, consumer.connection_errors, True)
         if delay is not None:  # Postgres keeps the time; no message has to wait in memory
             return ack(logger, consumer.connection_errors)

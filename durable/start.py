@@ -446,8 +446,16 @@ def _seconds(value: object, name: str) -> float | None:
 def _with_ids(signatures: Any) -> Any:
     """Give callbacks fixed ids, so that a repeated delivery starts the same tasks again."""
     many = signatures if isinstance(signatures, (list, tuple)) else [signatures]
-    fixed = load_message(dump_message(many))
-    for signature in fixed:
-        if not signature.get("subtask_type"):
-            signature.setdefault("options", {}).setdefault("task_id", celery_uuid())
+    fixed: list[dict[str, Any]] = load_message(dump_message(many))
+    _fix_ids(fixed)
     return fixed
+
+
+def _fix_ids(signatures: list[dict[str, Any]]) -> None:
+    """Set missing ids in place; those of chains and chords are set by canvas itself."""
+    for signature in signatures:
+        kind = signature.get("subtask_type")
+        if kind == "group":
+            _fix_ids(signature["kwargs"]["tasks"])
+        elif kind is None:
+            signature.setdefault("options", {}).setdefault("task_id", celery_uuid())

@@ -11,6 +11,7 @@ from celery import Task, shared_task
 from celery.exceptions import Retry
 
 from durable import boundary, context
+from durable.backend import ConfirmedBackend
 from durable.durations import parse_seconds
 from durable.errors import ConfigurationError, OptionError, Parked, UnsupportedByDurable
 from durable.result import DurableResult
@@ -117,6 +118,18 @@ class Workflow(Task):
         if request.is_eager and body.__func__ is Task.__call__:
             body = self.run  # Celery's own __call__ would hide the request
         return boundary.run_inline(self, self.durable, body, args, kwargs)
+
+    @property
+    def backend(self) -> Any:
+        """The result backend; in a worker one that takes of runs only what their rows say."""
+        backend, durable = self._backend or self.app.backend, getattr(self.app, "durable", None)
+        if durable is None or not durable.worker_id or self.request.is_eager:
+            return backend
+        return ConfirmedBackend(backend)
+
+    @backend.setter
+    def backend(self, value: Any) -> None:
+        self._backend = value
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[Any]:  # noqa: N802
         """Return the handle of a run of this workflow."""

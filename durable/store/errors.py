@@ -69,3 +69,15 @@ def translated(where: str = "") -> Iterator[None]:
 def _first_line(exc: BaseException) -> str:
     lines = str(exc).strip().splitlines()
     return lines[0] if lines else type(exc).__name__
+
+
+def is_hopeless(exc: BaseException) -> bool:
+    """Tell whether the same statement would be refused for ever: SQLSTATE class 22, bad data.
+
+    >>> is_hopeless(psycopg.errors.UntranslatableCharacter())
+    True
+    >>> is_hopeless(psycopg.errors.InsufficientPrivilege())
+    False
+    """
+    cause = exc if isinstance(exc, psycopg.Error) else exc.__cause__
+    return isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith("22")

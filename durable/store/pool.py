@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
@@ -14,9 +15,11 @@ import psycopg
 from psycopg.adapt import Loader
 from psycopg_pool import ConnectionPool
 
-from durable.errors import DatabaseReadOnly, DatabaseUnavailable
-from durable.store.errors import is_disconnect, translated
+from durable.errors import StoreError
+from durable.store.errors import is_disconnect, is_hopeless, translated
 from durable.store.migrate import ensure_schema
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -123,15 +126,20 @@ class Database:
     def patiently(
         self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Like `call`, but wait for a server that is away, for as long as it takes.
+        """Like `call`, but wait for a server that is away or refuses, for as long as it takes.
 
-        For results of work that has been done: giving up would do it twice.
+        For results of work that has been done: giving up would do it twice. A
+        right that was revoked and a full disk are mended like an outage. Only
+        what no mending helps is raised: data that Postgres cannot take.
         """
         pause = 0.05
         while True:
             try:
                 return self.call(query, *args, **kwargs)
-            except (DatabaseUnavailable, DatabaseReadOnly):
+            except StoreError as exc:
+                if is_hopeless(exc):
+                    raise
+                logger.warning("a result waits for Postgres: %s", exc)
                 self._sleep(pause * (0.5 + self._jitter()))
                 pause = min(pause * 2, 2.0)
 

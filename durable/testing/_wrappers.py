@@ -15,9 +15,9 @@ from typing import Any
 import psycopg
 from celery import Celery
 from celery.backends.base import DisabledBackend
-from kombu import Producer
 from kombu.exceptions import ConnectionError as BrokerConnectionError
 from kombu.message import Message
+from kombu.messaging import Producer
 from psycopg.sql import Composable
 
 from durable.testing.crashes import Injector
@@ -90,8 +90,8 @@ def _wrap_transactions(injector: Injector) -> None:
 def _wrap_pipelines(injector: Injector) -> None:
     """The end of a pipeline commits what was sent in it."""
 
-    def leave(original: Callable[..., Any], pipeline: Any, *exc_info: Any) -> None:
-        injector.around(
+    def leave(original: Callable[..., Any], pipeline: Any, *exc_info: Any) -> Any:
+        return injector.around(
             "sql end of pipeline",
             (),
             lambda: original(pipeline, *exc_info),

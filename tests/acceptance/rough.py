@@ -10,7 +10,7 @@ from tests.acceptance.conftest import Query
 from tests.harness import WorkerNode, wait_for
 
 APP = "tests.apps.rough"
-LEASE = 3.0
+LEASE = 2.5
 PUBLISH_TIMEOUT = 1.0
 
 UNFINISHED = "SELECT count(*) FROM durable.workflow_runs WHERE status <> 'succeeded'"

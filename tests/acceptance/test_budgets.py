@@ -102,7 +102,7 @@ def test_an_idle_worker_asks_little_more_than_once_a_second(
     # From another database, so that these questions do not count.
     elsewhere = psycopg.conninfo.make_conninfo(database_url, dbname="postgres")
     database = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
-    seconds = 10.0
+    seconds = 8.0
     with psycopg.connect(elsewhere, autocommit=True) as conn:
 
         def transactions() -> int:

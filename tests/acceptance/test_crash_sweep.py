@@ -320,7 +320,9 @@ def once_each(targets: Iterable[Target]) -> list[Target]:
 def _sort_of(point: CrashPoint) -> str:
     """Name what is the same for all tasks: a child's publish is of what follows a run."""
     kind, _, what = point.operation.partition(" ")
-    return kind if kind == "ack" or (kind == "publish" and point.role != "child") else f"{kind} {what}"
+    return (
+        kind if kind == "ack" or (kind == "publish" and point.role != "child") else f"{kind} {what}"
+    )
 
 
 class Sweep:

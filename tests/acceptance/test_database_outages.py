@@ -53,7 +53,7 @@ def app_settings(database_url: str, trace: Trace) -> dict[str, Any]:
     return short_settings(database_url, trace.path)
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", ["immediate", pytest.param("fast", marks=pytest.mark.storm)])
 def test_a_restart_under_load_doubles_no_step(
     app_module: ModuleType,
     start_worker: StartWorker,

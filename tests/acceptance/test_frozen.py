@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from tests.acceptance.conftest import Query, Trace
 from tests.acceptance.rough import (
@@ -15,12 +16,16 @@ from tests.acceptance.rough import (
     HOLDER,
     LEASE,
     UNFINISHED,
+    WORKERS,
     assert_nobody_was_buried,
     pass_time,
     short_settings,
 )
 from tests.conftest import StartWorker
 from tests.harness import wait_for
+from tests.harness.apps import environment
+from tests.harness.proxy import Proxy
+from tests.harness.services import POSTGRES
 
 
 @pytest.fixture
@@ -59,7 +64,7 @@ def test_a_frozen_worker_is_taken_over_and_its_late_write_is_refused(
     assert trace.count() == {"r.0": 1, "r.1": 2, "r.2": 1, "r.3": 1}
     assert run.get(timeout=1) == 4
     # It is a healthy worker again, under its old name.
-    wait_for(lambda: query("SELECT count(*) FROM durable.workers") == 2, what="both to beat")
+    wait_for(lambda: query(WORKERS) == 2, what="both to beat")
     second.stop()
     assert app_module.walk.delay("after", 1).get(timeout=10) == 1
     assert_nobody_was_buried(first)
@@ -123,3 +128,39 @@ def test_children_of_a_killed_main_process_write_nothing_more(
     wait_for(lambda: not first.children(), timeout=20, what="the orphans to end")
     assert trace.count() == {"r.0": 1, "r.1": 2, "r.2": 1, "r.3": 1}
     assert query(UNFINISHED) == 0
+
+
+@pytest.mark.parametrize("postgres_server", ["machine"], indirect=True)
+def test_a_worker_cut_off_from_postgres_is_taken_over_and_its_late_write_is_refused(
+    app_module: ModuleType,
+    start_worker: StartWorker,
+    celery_setup_config: dict[str, Any],
+    database_url: str,
+    query: Query,
+    trace: Trace,
+    tmp_path: Path,
+) -> None:
+    proxy = Proxy(POSTGRES.port)
+    behind = make_url(database_url).set(port=proxy.port).render_as_string(hide_password=False)
+    gate = tmp_path / "gate"
+    settings = {
+        **celery_setup_config,
+        "durable_database_url": behind,
+        "worker_prefetch_multiplier": 1,  # it goes on taking messages until it has its fill
+    }
+    first = start_worker(concurrency=1, env=environment(settings))
+    run = app_module.walk.delay("r", 4, gate=str(gate), at=1)
+    wait_for(lambda: "r.1" in trace.lines(), what="the second step to run")
+    start_worker(name="second")
+
+    proxy.stall()
+    wait_for(lambda: trace.count()["r.1"] == 2, timeout=20, what="the other worker to go on")
+    gate.touch()
+    assert run.get(timeout=10) == 4
+    assert query(HOLDER, run.id) == "second"
+    proxy.go()
+
+    wait_for(lambda: "goes on elsewhere: fenced" in first.logs(), what="the write to be refused")
+    assert trace.count() == {"r.0": 1, "r.1": 2, "r.2": 1, "r.3": 1}
+    wait_for(lambda: query(WORKERS) == 2, what="both to beat")
+    proxy.close()

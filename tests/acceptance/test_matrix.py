@@ -15,15 +15,12 @@ from tests.harness import BROKERS, POOLS, wait_for
 
 SERVERS = ("default", "machine")
 
-#: Every pair of two of the three is in here once, but for pool and broker:
-#: those meet in the pool that most people use.
+#: Each pool, broker and server at least once; ``make storm`` runs all of them.
 LEAN = {
-    ("prefork", "redis", "machine"),
-    ("prefork", "rabbitmq", "default"),
-    ("prefork", "filesystem", "default"),
-    ("threads", "rabbitmq", "machine"),
-    ("gevent", "redis", "default"),
-    ("solo", "filesystem", "machine"),
+    ("prefork", "rabbitmq", "machine"),
+    ("threads", "filesystem", "default"),
+    ("gevent", "redis", "machine"),
+    ("solo", "redis", "default"),
 }
 
 

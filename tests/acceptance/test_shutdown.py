@@ -13,7 +13,7 @@ import pytest
 from tests.acceptance.conftest import Query, Trace
 from tests.acceptance.rough import APP, HOLDER, UNFINISHED, short_settings
 from tests.conftest import StartWorker
-from tests.harness import every_pool, wait_for
+from tests.harness import wait_for
 
 SIGNED_ON = "SELECT array_agg(split_part(id, '@', 1)) FROM durable.workers"
 CONNECTIONS = """
@@ -34,7 +34,15 @@ def app_settings(database_url: str, trace: Trace) -> dict[str, Any]:
     return {**settings, "durable_ring_interval": 60, "durable_poll_interval": 5}
 
 
-@every_pool
+@pytest.mark.parametrize(
+    "worker_pool",
+    [
+        "prefork",
+        "threads",
+        *(pytest.param(pool, marks=pytest.mark.storm) for pool in ("gevent", "solo")),
+    ],
+    indirect=True,
+)
 def test_a_warm_shutdown_hands_its_runs_back_at_a_step_boundary(
     app_module: ModuleType, start_worker: StartWorker, query: Query, trace: Trace, tmp_path: Path
 ) -> None:

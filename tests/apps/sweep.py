@@ -163,12 +163,14 @@ def start(kind: str, ids: list[str]) -> None:
     if kind == "chain":
         members = order.s(1), follow.s(), note.s()
         members[0].set(link_error=blame.si(first))
-        chain(*(each.set(task_id=id) for each, id in zip(members, ids, strict=True)))()
+        chain(*(each.set(task_id=each_id) for each, each_id in zip(members, ids, strict=True)))()
     elif kind == "failure":
         doomed.apply_async((1,), task_id=first, link_error=blame.s())
     elif kind == "chord":
         *header, body = ids
-        chord([follow.s(1).set(task_id=id) for id in header], note.s().set(task_id=body))()
+        chord(
+            [follow.s(1).set(task_id=each_id) for each_id in header], note.s().set(task_id=body)
+        )()
     elif kind == "message":  # of somebody who does not have the package
         Celery(broker=app.conf.broker_url, set_as_current=False, **_BROKER).send_task(
             "sweep.order", (1,), task_id=first

@@ -10,10 +10,15 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from celery import Celery
+from celery import Celery, _state
 from pytest_celery import CeleryTestSetup
 
 from tests.apps import VARIABLE
+
+
+#: What each loaded module would have Celery register on every later app: its
+#: tasks, which are shared. Loaded again, they would be there twice.
+_shared: dict[str, set[Any]] = {}
 
 
 def environment(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -30,15 +35,18 @@ def load_app(module: str, settings: Mapping[str, Any]) -> Celery:
     """
     unload_app(module)
     os.environ.update(environment(settings))
+    before = set(_state._on_app_finalizers)
     try:
         app: Celery = importlib.import_module(module).app
     finally:
         del os.environ[VARIABLE]
+    _shared[module] = _state._on_app_finalizers - before
     app.set_current()
     return app
 
 
 def unload_app(module: str) -> None:
+    _state._on_app_finalizers -= _shared.pop(module, set())
     loaded: ModuleType | None = sys.modules.pop(module, None)
     if loaded is not None:
         loaded.app.close()

@@ -54,7 +54,8 @@ def workflow(request: pytest.FixtureRequest) -> Iterator[Any]:
     def make(url: str) -> Any:
         app = Celery("shop", broker="memory://", set_as_current=False)
         apps.append(app)
-        Durable(app, database_url=url)
+        app.conf.durable_database_url = url  # goes before the environment
+        Durable(app)
 
         @app.task(shared=False, base=Workflow, name="shop.fulfil")
         def fulfil(order_id: str) -> None: ...

@@ -23,7 +23,8 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 @pytest.fixture
 def fulfil(store_url: str) -> Iterator[Any]:
     app = Celery("shop", broker="memory://", set_as_current=False)
-    Durable(app, database_url=store_url)
+    app.conf.durable_database_url = store_url  # goes before the environment
+    Durable(app)
 
     @app.task(shared=False, base=Workflow, name="shop.fulfil")
     def fulfil(order_id: str) -> None: ...

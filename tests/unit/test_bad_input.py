@@ -25,6 +25,12 @@ from durable.errors import (
 NOWHERE = "postgresql://127.0.0.1:1/shop"
 
 
+@pytest.fixture(autouse=True)
+def _no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment goes before keywords, and may name a real one."""
+    monkeypatch.delenv("DURABLE_DATABASE_URL", raising=False)
+
+
 def make_app(**settings: Any) -> tuple[Celery, Any]:
     app = Celery("shop", broker="memory://", set_as_current=False)
     Durable(app, **settings)
@@ -174,7 +180,7 @@ def test_what_is_yet_to_come_is_refused_rather_than_ignored(fulfil: Any, option:
 
 @pytest.mark.parametrize("canvas", [chain, group])
 def test_canvas_refuses_the_same(fulfil: Any, canvas: Any) -> None:
-    with pytest.raises(PayloadError, match="'shop.fulfil' cannot be stored: "):
+    with pytest.raises(PayloadError, match=r"arguments of 'shop\.fulfil'"):
         canvas(fulfil.si(float("nan")), fulfil.si(2)).apply_async()
 
 
@@ -213,8 +219,7 @@ def test_a_wrong_deadline_is_refused_with_base_too() -> None:
 # --- settings
 
 
-def test_no_database_is_told_at_the_first_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DURABLE_DATABASE_URL", raising=False)
+def test_no_database_is_told_at_the_first_start() -> None:
     _, fulfil = make_app()
     with pytest.raises(ConfigurationError) as caught:
         fulfil.delay("o-42")

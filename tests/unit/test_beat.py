@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -18,7 +18,7 @@ NOON = datetime(2030, 1, 1, 12, 0, 0, tzinfo=timezone.utc)
 class Entry:
     name: str = "nightly"
     task: str = "shop.report"
-    schedule: object = schedule(10.0)  # noqa: RUF009 - nobody changes it
+    schedule: object = field(default_factory=lambda: schedule(10.0))
 
 
 def seconds(number: float) -> datetime:
