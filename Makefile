@@ -3,6 +3,7 @@
 #   make demo    two workflows, killed and recovered, in under a minute
 #   make test    all tests that this machine can run; says what it skipped and why
 #   make storm   the tests that take minutes: long backlogs, every pool on every broker
+#   make test-oldest  the tests on the oldest supported Celery and libraries
 #   make check   ruff and mypy
 #   make bench   speed, as ratios within one run
 #   make dev     only set up .venv for work
@@ -14,10 +15,11 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test storm check bench dev clean
+.PHONY: help demo test test-oldest storm check bench dev clean
 
 help:
 	@sed -n 's/^#  *\(make .*\)/\1/p' Makefile
@@ -31,6 +33,9 @@ test: $(VENV)/.dev
 storm: $(VENV)/.dev
 	@$(BIN)/python -m pytest --storm -m storm $(ARGS)
 
+test-oldest: $(OLDEST)/.dev
+	@$(OLDEST)/bin/python -m pytest $(ARGS)
+
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -43,7 +48,7 @@ dev: $(VENV)/.dev
 	@echo "Ready: . $(BIN)/activate"
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)
 
 # The demo needs less than a tenth of what the tests need, so it starts sooner.
 $(VENV)/.demo: $(VENV)/.python
@@ -55,6 +60,12 @@ $(VENV)/.dev: $(VENV)/.python
 	@echo "Installing celery-durable and its tools into $(VENV) ..."
 	@$(PIP) --editable ".[dev]"
 	@touch $@ $(VENV)/.demo
+
+$(OLDEST)/.dev: pyproject.toml tests/oldest.txt
+	@echo "Installing the oldest supported versions into $(OLDEST) ..."
+	@"$(PYTHON)" -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --constraint tests/oldest.txt --editable ".[dev]"
+	@touch $@
 
 $(VENV)/.python: pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { \
