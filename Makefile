@@ -4,6 +4,7 @@
 #   make test    all tests that this machine can run; says what it skipped and why
 #   make storm   the tests that take minutes: long backlogs, every pool on every broker
 #   make test-oldest  the tests on the oldest supported Celery and libraries
+#   make sweep   kill a worker at every point of a run, on every broker; half an hour
 #   make check   ruff and mypy
 #   make bench   speed, as ratios within one run
 #   make dev     only set up .venv for work
@@ -35,6 +36,10 @@ storm: $(VENV)/.dev
 
 test-oldest: $(OLDEST)/.dev
 	@$(OLDEST)/bin/python -m pytest $(ARGS)
+
+sweep: $(VENV)/.dev
+	@$(BIN)/python -m pytest tests/acceptance/test_crash_sweep.py --sweep full \
+	    -o faulthandler_timeout=0 -o log_cli=true --log-cli-level=INFO $(ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -15,7 +15,6 @@ from pytest_celery import CeleryTestSetup
 
 from tests.apps import VARIABLE
 
-
 #: What each loaded module would have Celery register on every later app: its
 #: tasks, which are shared. Loaded again, they would be there twice.
 _shared: dict[str, set[Any]] = {}
