@@ -20,7 +20,7 @@ OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest storm check bench dev clean
+.PHONY: help demo test sweep test-oldest storm check bench dev clean
 
 help:
 	@sed -n 's/^#  *\(make .*\)/\1/p' Makefile

@@ -14,6 +14,7 @@ from kombu.utils.json import loads as load_message
 from durable.errors import (
     DatabaseReadOnly,
     DatabaseUnavailable,
+    NonDeterministicWorkflow,
     Parked,
     PayloadError,
     RecoverableError,
@@ -133,6 +134,10 @@ class _Attempt:
     # --- ends
 
     def _succeeded(self, value: Any) -> Any:
+        try:
+            self.execution.check_complete()
+        except NonDeterministicWorkflow as exc:
+            return self._parked(Park("paused", str(exc)), exc)
         output = None
         request = self.request
         followed = request.callbacks or request.chain or request.chord
@@ -190,6 +195,8 @@ class _Attempt:
         assert suspension is not None
         if suspension.reason == "cancel":
             return self._end_canceled()
+        if suspension.reason == "unstorable" and suspension.cause is not None:
+            return self._failed(suspension.cause)
         if suspension.reason in {"fenced", "lease missed"}:
             logger.warning("run %s goes on elsewhere: %s", self.claim.id, suspension.reason)
             raise Ignore(suspension.reason)

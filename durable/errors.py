@@ -17,6 +17,7 @@
     │   ├── DatabaseUnavailable   no connection to Postgres
     │   ├── DatabaseReadOnly      a standby, or default_transaction_read_only
     │   ├── MissingRights         the role may not do it
+    │   ├── SchemaTooOld          the schema is missing or older than this code
     │   └── SchemaTooNew          the schema asks for newer code than this
     └── retry classes, for user code to raise
         ├── TransientError        try again at once
@@ -103,6 +104,10 @@ class DatabaseReadOnly(StoreError):
 
 class MissingRights(StoreError, PermissionError):
     """The database role lacks a right that the package needs."""
+
+
+class SchemaTooOld(StoreError):
+    """The schema ``durable`` is missing or older than this code, and may not be migrated here."""
 
 
 class SchemaTooNew(StoreError):

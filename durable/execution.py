@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from durable import context
-from durable.errors import NonDeterministicWorkflow, NotInWorkflow, PayloadError, Suspend
+from durable.errors import (
+    NonDeterministicWorkflow,
+    NotInWorkflow,
+    PayloadError,
+    StoreError,
+    Suspend,
+)
 from durable.failures import decode_failure, encode_failure
 from durable.history import History, Recorded
 from durable.journal import Parking
@@ -25,6 +31,10 @@ if TYPE_CHECKING:
     from durable.retry import Decision
     from durable.steps import Step
     from durable.store.sessions import StepTransaction
+
+
+#: Before a step runs again whose session could not be committed, in seconds.
+_COMMIT_PAUSE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +198,8 @@ class Execution:
                 return self.services.codec.decode(outcome.output)
             if isinstance(outcome, _Failure):
                 past.append(self._settle(step, frame, outcome, past))
-            # else the commit of its session came to nothing: the same attempt again
+            else:  # the commit of its session came to nothing: the same attempt again
+                self.services.clock.sleep(_COMMIT_PAUSE)
 
     def _attempt(self, frame: Frame, body: Callable[[], Any]) -> _Success | _Failure | None:
         clock = self.services.clock.monotonic
@@ -224,13 +235,21 @@ class Execution:
         """Store a result. False: nothing was stored, the body has to run again."""
         record = self._record(frame, "succeeded", success.seconds, output=success.output)
         if frame.transaction is None:
-            self._obey(self.journal.record(record))
+            self._write(record)
             return True
         written = frame.transaction.commit(record)
         if written is None:
             return self.journal.was_recorded(record)
         self._obey(written)
         return True
+
+    def _write(self, record: StepAttempt) -> None:
+        """Store an attempt. What Postgres can never take ends the run, whoever swallows it."""
+        try:
+            written = self.journal.record(record)
+        except StoreError as exc:
+            raise self.suspend("unstorable", cause=exc) from exc
+        self._obey(written)
 
     def _obey(self, written: Written) -> None:
         if written is Written.FENCED:
@@ -283,7 +302,7 @@ class Execution:
             if suspend := self.park(how, record, exc):
                 raise suspend
         else:
-            self._obey(self.journal.record(record))
+            self._write(record)
             if decision.final:
                 raise _from_step(decode_failure(error, self.services.codec)) from exc
             self.services.clock.sleep(decision.delay)
@@ -309,6 +328,14 @@ class Execution:
             random=self.services.clock.random,
         )
 
+    def check_complete(self) -> None:
+        """Raise if the body has ended before it came to a step that it once took.
+
+        Raises:
+            NonDeterministicWorkflow: the next recorded step was not asked for.
+        """
+        self.history.check_end(self.branch.path, self.branch.next_ordinal)
+
     def encode_error(self, exc: BaseException) -> str:
         """Turn an exception into what is stored of it."""
         services = self.services
@@ -328,9 +355,7 @@ class Execution:
         self.journal.before_body(self)
         output = self.services.codec.encode(self.journal.database_now(), name)
         frame = Frame(name, self.branch.path, ordinal, 1)
-        self._obey(
-            self.journal.record(self._record(frame, "succeeded", 0.0, kind="value", output=output))
-        )
+        self._write(self._record(frame, "succeeded", 0.0, kind="value", output=output))
         return self.services.codec.decode(output)
 
     def derived_key(self) -> str:

@@ -72,6 +72,20 @@ class History:
             )
         return found
 
+    def check_end(self, branch: str, ordinal: int) -> None:
+        """Refuse an end of the branch at a place where something is recorded.
+
+        Raises:
+            NonDeterministicWorkflow: naming what is recorded there.
+        """
+        found = self._places.get((branch, ordinal), ())
+        if found:
+            raise NonDeterministicWorkflow(
+                f"the history has step {found[-1].name!r} at position {ordinal}, the code now ends"
+                " before it. Has the workflow changed since the run started, or does it branch on"
+                " time, chance or outside state that is not itself a step?"
+            )
+
     def covers(self, branch: str, ordinal: int) -> bool:
         """Tell whether something is recorded at this place or after it."""
         return ordinal <= self._ahead.get(branch, -1)

@@ -193,9 +193,21 @@ class Starter:
         run, message = self._prepare(call, publish=durable.broker_answers())
         created = durable.database.call(runs.insert, run)
         result = self._result(call, run.id)
-        if run.rung and created:
+        if not created:
+            self._check_same(run)
+        elif run.rung:
             self._ring_first(call, run.id, message)
         return result
+
+    def _check_same(self, run: runs.NewRun) -> None:
+        """A second call with an id is the same call again, but not if it is for another task."""
+        existing = self._durable.database.call(runs.get, run.id, run.namespace)
+        if existing is None or existing.name != run.name:
+            theirs = "another namespace" if existing is None else f"workflow {existing.name!r}"
+            raise OptionError(
+                f"task_id={run.id!r} is the id of a run of {theirs} already, it cannot also be one"
+                f" of {run.name!r}"
+            )
 
     def _ring_first(self, call: _Call, run_id: str, message: dict[str, Any]) -> None:
         """Publish. The run is accepted whatever comes of it: the dispatcher rings again."""

@@ -77,11 +77,12 @@ WITH fresh AS MATERIALIZED (
                                WHEN expired OR late THEN now() END,
            attempt = r.attempt + CASE WHEN late AND NOT ended THEN 1 ELSE 0 END,
            tail = r.tail OR (late AND NOT expired),
+           rung_at = CASE WHEN r.rung THEN r.rung_at ELSE now() END,
            rung = (ended OR r.tail OR NOT expired) AND r.workflow_name = ANY(%(names)s),
            available_at = CASE
                WHEN expired AND NOT ended AND NOT r.tail THEN 'infinity'
                ELSE least(now() + greatest(make_interval(secs => %(ring_again)s),
-                                           CASE WHEN r.rung THEN now() - r.created_at END),
+                                           CASE WHEN r.rung THEN now() - r.rung_at END),
                           CASE WHEN NOT (ended OR expired OR late) THEN r.deadline_at END,
                           CASE WHEN NOT (ended OR expired OR late) THEN r.expires_at END) END
       FROM due WHERE r.id = due.id

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from durable.errors import SchemaTooNew
+from durable.errors import SchemaTooNew, SchemaTooOld
 from durable.store.errors import translated
 
 if TYPE_CHECKING:
@@ -45,15 +45,16 @@ def ensure_schema(conn: psycopg.Connection[tuple[object, ...]], url: str, *, aut
 
     Raises:
         SchemaTooNew: the schema needs newer code.
+        SchemaTooOld: it is missing or older, and ``auto`` is off.
         MissingRights: the role may not create the schema.
     """
     current = _current_revision(conn)
     if current is None or current < HEAD:
         if not auto:
             state = "is missing" if current is None else f"is at revision {current}"
-            raise SchemaTooNew(
+            raise SchemaTooOld(
                 f"the schema 'durable' {state}, this code needs {HEAD}, and"
-                " durable_auto_migrate is off: run durable.store.migrate.migrate(url)"
+                " durable_auto_migrate is off: run `celery -A <your app> durable migrate`"
                 " with a role that may create tables"
             )
         migrate(url)

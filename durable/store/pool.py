@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.adapt import Loader
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from durable.errors import StoreError
 from durable.store.errors import is_disconnect, is_hopeless, translated
@@ -118,6 +118,9 @@ class Database:
         except Exception as exc:  # noqa: BLE001 - sorted out below, off the hot path
             error = exc
         with translated():
+            if isinstance(error, PoolTimeout):
+                self.connect().close()  # is the server away, or are the connections just in use?
+                raise error
             if not is_disconnect(error):
                 raise error
             self._discard_pool()

@@ -102,11 +102,12 @@ class RunRow:
 # close by is announced, as the dispatcher may sleep past it.
 _INSERT = """
 INSERT INTO durable.workflow_runs
-       (id, namespace_id, workflow_name, version, status, input, message, queue, rung, tail,
-        context, available_at, deadline_at, expires_at)
+       (id, namespace_id, workflow_name, version, status, input, message, queue, rung, rung_at,
+        tail, context, available_at, deadline_at, expires_at)
 VALUES (%(id)s, %(namespace)s, %(name)s, %(version)s,
         CASE WHEN %(delay)s::float8 IS NULL THEN 'pending' ELSE 'sleeping' END,
-        %(input)s, %(message)s, %(queue)s, %(rung)s, %(tail)s,
+        %(input)s, %(message)s, %(queue)s, %(rung)s,
+        CASE WHEN %(rung)s THEN now() END, %(tail)s,
         CASE WHEN %(parent)s::text IS NULL THEN NULL
              ELSE jsonb_build_object('started_by', %(parent)s::text) END,
         least(now() + make_interval(secs => coalesce(%(delay)s::float8,

@@ -40,6 +40,7 @@ workflow_runs = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="the fence"),
     sa.Column("wake", sa.Integer, nullable=False, server_default="0", comment="wake-ups so far"),
     sa.Column("rung", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("rung_at", _timestamp, comment="first message since it was last woken"),
     sa.Column("tail", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("queue", sa.Text),
     sa.Column("message", pg.JSON, comment="publish options, canvas included"),
@@ -84,7 +85,7 @@ step_attempts = sa.Table(
     sa.Column("created_at", _timestamp, nullable=False, server_default=_now),
     sa.Column("completed_at", _timestamp),
     sa.Column("ordinal", sa.Integer, nullable=False, comment="position in the branch"),
-    sa.Column("attempt", sa.SmallInteger, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column(
         "set_aside",
         sa.SmallInteger,

@@ -104,7 +104,7 @@ _TAKE_OVER = """
 """
 
 _FATE = """
-SELECT h.id, h.recoveries, h.recoveries > %(max_recoveries)s AS lost
+SELECT h.id, h.recoveries, h.recoveries >= %(max_recoveries)s AS lost
   FROM (SELECT id,
                CASE WHEN EXISTS (SELECT FROM durable.step_attempts s
                                   WHERE s.workflow_run_id = workflow_runs.id
@@ -164,7 +164,7 @@ class Recovery:
     """What to write on runs that are taken over.
 
     Attributes:
-        max_recoveries: more than so many in a row without a step end the run.
+        max_recoveries: so many in a row without a step end the run.
         error: stored failure, JSON text, of a run that is ended.
     """
 

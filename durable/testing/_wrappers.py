@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import psycopg
@@ -73,7 +73,7 @@ def _wrap_transactions(injector: Injector) -> None:
 
     def exec_command(
         original: Callable[..., Any], conn: Any, command: Any, *args: Any, **kwargs: Any
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, Any, Any]:
         name = f"sql {_statement_name(command)}"
         injector.reach(name, "before", ())
         if injector.reach(name, "refused", ()):

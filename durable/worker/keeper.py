@@ -139,7 +139,7 @@ class Keeper:
 
 def _lost(most: int) -> RunLost:
     return RunLost(
-        f"the run took its worker down more than {most} times without completing a step in between"
+        f"the run took its worker down {most} times without completing a step in between"
         " (durable_max_recoveries): look for a crash, an out-of-memory kill or a too short"
         " terminationGracePeriod in the step after the last recorded one"
     )

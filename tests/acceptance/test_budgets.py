@@ -46,9 +46,9 @@ def test_a_run_that_kills_its_process_each_time_is_stopped(
 ) -> None:
     start_worker(concurrency=1)
     run = app_module.dies.delay("r", times=99)
-    with pytest.raises(RunLost, match=r"more than 2 times.*durable_max_recoveries"):
+    with pytest.raises(RunLost, match=r"down 2 times.*durable_max_recoveries"):
         run.get(timeout=30)
-    assert trace.count() == {"r.0": MAX_RECOVERIES + 1}
+    assert trace.count() == {"r.0": MAX_RECOVERIES}
     assert run.state == "FAILURE"
     assert run.run().reason == "lost"
 
@@ -57,9 +57,9 @@ def test_the_count_of_recoveries_starts_anew_with_each_committed_step(
     app_module: ModuleType, start_worker: StartWorker, trace: Trace
 ) -> None:
     start_worker(concurrency=1)
-    run = app_module.dies.delay("r", times=MAX_RECOVERIES, steps=3)
+    run = app_module.dies.delay("r", times=MAX_RECOVERIES - 1, steps=3)
     assert run.get(timeout=40) == 3
-    assert trace.count() == {f"r.{number}": MAX_RECOVERIES + 1 for number in range(3)}
+    assert trace.count() == {f"r.{number}": MAX_RECOVERIES for number in range(3)}
 
 
 def test_connections_stay_within_the_documented_budget(
@@ -95,14 +95,14 @@ def test_an_idle_worker_asks_little_more_than_once_a_second(
     def has_settled() -> bool:
         with psycopg.connect(database_url) as conn:  # its end brings its count up to date
             row = conn.execute(BEAT).fetchone()
-            return row is not None and row[0] >= 3
+            return row is not None and row[0] >= 2
 
     start_worker()
     wait_for(has_settled, timeout=20, what="the worker to have settled")
     # From another database, so that these questions do not count.
     elsewhere = psycopg.conninfo.make_conninfo(database_url, dbname="postgres")
     database = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
-    seconds = 8.0
+    seconds = 6.0
     with psycopg.connect(elsewhere, autocommit=True) as conn:
 
         def transactions() -> int:

@@ -86,7 +86,7 @@ def test_a_run_that_always_takes_its_process_along_fails_in_the_end(shared: Shar
     with pytest.raises(RunLost, match="durable_max_recoveries"):
         run.get(timeout=30)
     assert run.state == "FAILURE"
-    assert len(shared.notes(run.id, "claim")) == 3  # the first, and two recoveries
+    assert len(shared.notes(run.id, "claim")) == 2  # the first, and a recovery
     kind, _, args = shared.wait_for_note(run.id, "errback")
     assert (kind, args) == ("RunLost", [99])
     assert shared.notes(run.id, "on_failure") == [["RunLost", [99], {}]]

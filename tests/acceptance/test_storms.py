@@ -40,7 +40,7 @@ def messages(worker: WorkerNode) -> Counter[str]:
     return Counter(re.findall(r"Task rough\.walk\[(.+?)\] received", worker.logs()))
 
 
-@pytest.mark.parametrize("backlog", [300, pytest.param(5000, marks=pytest.mark.storm)])
+@pytest.mark.parametrize("backlog", [200, pytest.param(5000, marks=pytest.mark.storm)])
 def test_a_backlog_behind_one_slow_worker_costs_at_most_one_message_more_a_run(
     app_module: ModuleType, start_worker: StartWorker, query: Query, trace: Trace, backlog: int
 ) -> None:

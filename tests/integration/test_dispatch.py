@@ -119,10 +119,10 @@ def test_a_run_of_no_known_queue_is_sent_again_while_anybody_is_idle(store: Stor
     assert rung(store, idle_queues=["mail"]) == [run_id]
 
 
-def test_messages_for_a_run_become_rarer_with_its_age(store: Store) -> None:
+def test_messages_for_a_run_become_rarer_the_longer_nobody_claims_it(store: Store) -> None:
     run_id = due_run(store)
     rung(store)
-    store.set(run_id, available_at=PAST, created_at="now() - interval '100 seconds'")
+    store.set(run_id, available_at=PAST, rung_at="now() - interval '100 seconds'")
     rung(store, idle_queues=["orders"])
     assert store.row(run_id)["due_in"] == pytest.approx(100, abs=5)
 

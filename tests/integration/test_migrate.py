@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from psycopg import sql
 
-from durable.errors import MissingRights, SchemaTooNew
+from durable.errors import MissingRights, SchemaTooNew, SchemaTooOld
 from durable.store import dispatch, runs, steps, workers
 from durable.store.migrate import CODE_VERSION, HEAD, migrate
 from durable.store.schema import metadata
@@ -147,11 +147,11 @@ def test_migrating_a_schema_that_is_newer_than_the_code_is_refused(database_url:
 
 
 def test_without_auto_migrate_a_missing_schema_is_refused(empty_database_url: str) -> None:
-    with pytest.raises(SchemaTooNew) as caught:
+    with pytest.raises(SchemaTooOld) as caught:
         first_use(empty_database_url, auto_migrate=False)
     assert str(caught.value) == (
         f"the schema 'durable' is missing, this code needs {HEAD}, and durable_auto_migrate is"
-        " off: run durable.store.migrate.migrate(url) with a role that may create tables"
+        " off: run `celery -A <your app> durable migrate` with a role that may create tables"
     )
     with psycopg.connect(empty_database_url) as conn:
         assert conn.execute("SELECT to_regnamespace('durable')").fetchone() == (None,)

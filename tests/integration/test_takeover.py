@@ -155,7 +155,7 @@ def lose(store: Store, run_id: str, times: int = 1) -> None:
 
 def test_a_run_that_takes_its_worker_down_too_often_is_ended(store: Store) -> None:
     run_id = store.start(tail=True)
-    lose(store, run_id, RECOVERY.max_recoveries)
+    lose(store, run_id, RECOVERY.max_recoveries - 1)
     assert store.status(run_id) == "pending"
     lose(store, run_id)
     row = store.row(run_id)
@@ -166,12 +166,12 @@ def test_a_run_that_takes_its_worker_down_too_often_is_ended(store: Store) -> No
 
 def test_a_step_committed_in_between_starts_the_count_anew(store: Store) -> None:
     run_id = store.start()
-    lose(store, run_id, RECOVERY.max_recoveries)
+    lose(store, run_id, RECOVERY.max_recoveries - 1)
     claim = store.hold(run_id)
     steps.record(store.conn, step_of(claim))
     store.release_child()
     assert (store.status(run_id), store.row(run_id)["recoveries"]) == ("pending", 1)
-    lose(store, run_id, RECOVERY.max_recoveries - 1)
+    lose(store, run_id, RECOVERY.max_recoveries - 2)
     assert store.status(run_id) == "pending"
     lose(store, run_id)
     assert store.status(run_id) == "failed"
@@ -181,7 +181,7 @@ def test_steps_of_earlier_claims_are_no_progress(store: Store) -> None:
     run_id = store.start()
     steps.record(store.conn, step_of(store.hold(run_id)))
     store.release_child()
-    lose(store, run_id, RECOVERY.max_recoveries)
+    lose(store, run_id, RECOVERY.max_recoveries - 1)
     assert store.status(run_id) == "failed"
 
 

@@ -182,8 +182,19 @@ def test_a_failed_write_is_no_failure_of_the_step(
 ) -> None:
     ledger.answers = [StoreError("Postgres refused a statement")]
     charge = shop.step("charge", **options)
-    attempt = ledger.run(charge)
-    assert isinstance(attempt.error, StoreError)
+
+    def body() -> str:
+        try:
+            charge()
+        except Exception:  # noqa: BLE001 - what users write
+            return "swallowed"
+        return "went on"
+
+    attempt = ledger.run(body)
+    suspension = attempt.execution.suspension
+    assert suspension is not None
+    assert (suspension.reason, type(suspension.cause)) == ("unstorable", StoreError)
+    assert attempt.value is None
     assert shop.ran["charge"] == 1
     assert ledger.rows == []
     assert ledger.parks == []

@@ -54,3 +54,10 @@ def test_branches_do_not_see_each_other() -> None:
 def test_it_covers_what_lies_ahead() -> None:
     history = History([row(3, "charge")])
     assert [history.covers("", ordinal) for ordinal in (0, 3, 4)] == [True, True, False]
+
+
+def test_a_branch_that_ends_before_a_recorded_step_is_refused_by_its_name() -> None:
+    history = History([("", 0, "load", 1, "run", "succeeded", "7", None, None)])
+    history.check_end("", 1)
+    with pytest.raises(NonDeterministicWorkflow, match=r"step 'load' at position 0.*ends before"):
+        history.check_end("", 0)

@@ -39,6 +39,7 @@ def upgrade() -> None:
             "wake", sa.Integer, nullable=False, server_default="0", comment="wake-ups so far"
         ),
         sa.Column("rung", sa.Boolean, nullable=False, server_default=sa.false()),
+        sa.Column("rung_at", TIMESTAMP, comment="first message since it was last woken"),
         sa.Column("tail", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("queue", sa.Text),
         sa.Column("message", pg.JSON, comment="publish options, canvas included"),
@@ -77,7 +78,7 @@ def upgrade() -> None:
         sa.Column("created_at", TIMESTAMP, nullable=False, server_default=NOW),
         sa.Column("completed_at", TIMESTAMP),
         sa.Column("ordinal", sa.Integer, nullable=False, comment="position in the branch"),
-        sa.Column("attempt", sa.SmallInteger, nullable=False),
+        sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column(
             "set_aside",
             sa.SmallInteger,
