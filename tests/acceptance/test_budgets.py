@@ -95,14 +95,14 @@ def test_an_idle_worker_asks_little_more_than_once_a_second(
     def has_settled() -> bool:
         with psycopg.connect(database_url) as conn:  # its end brings its count up to date
             row = conn.execute(BEAT).fetchone()
-            return row is not None and row[0] >= 2
+            return row is not None and row[0] >= 3
 
     start_worker()
     wait_for(has_settled, timeout=20, what="the worker to have settled")
     # From another database, so that these questions do not count.
     elsewhere = psycopg.conninfo.make_conninfo(database_url, dbname="postgres")
     database = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
-    seconds = 6.0
+    seconds = 10.0
     with psycopg.connect(elsewhere, autocommit=True) as conn:
 
         def transactions() -> int:
