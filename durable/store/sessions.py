@@ -41,7 +41,7 @@ class Sessions:
             "postgresql+psycopg://",
             creator=lambda: self._database.connect(autocommit=False),
             pool_size=self._pool_size,
-            max_overflow=0,
+            max_overflow=-1,  # one for each step that writes through a session right now
             pool_pre_ping=True,
         )
 

@@ -88,6 +88,7 @@ def test_connections_stay_within_the_documented_budget(
     gate.touch()
 
 
+@pytest.mark.storm
 @pytest.mark.parametrize("app_settings", ["defaults"], indirect=True)
 def test_an_idle_worker_asks_little_more_than_once_a_second(
     start_worker: StartWorker, database_url: str
