@@ -192,7 +192,7 @@ class Database:
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.close(timeout=0)
+            pool.close(timeout=1)
 
     def _connection_options(self) -> dict[str, Any]:
         return {

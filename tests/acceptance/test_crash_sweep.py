@@ -46,13 +46,27 @@ FAST = {
     "task_track_started": True,
     "worker_prefetch_multiplier": 1,
 }
-#: How long a workload may take to recover, on a machine with other things to do.
+#: What is different where processes are always new, and where chords are swept:
+#: who dies between Celery's claim of a chord and its callback holds the claim,
+#: for 5 s at least, and a repetition that comes sooner is taken for a double.
+CLIMATES = {
+    "warm": {},
+    "cold": {"worker_max_tasks_per_child": 1},
+    "chord": {
+        "durable_tail_timeout": 8,
+        "result_chord_join_timeout": 0.5,
+        "broker_connection_timeout": 1,
+        "task_publish_retry_policy": {"max_retries": 1},
+    },
+}
+#: How long a workload may take to recover, on a machine with other things to
+#: do, and how much longer for each further one beside it.
 PATIENCE = 40.0
+MORE_PATIENCE = 5.0
 #: How long to wait for what happens in a worker's own time.
 LULL = 2.5
-#: Worlds that are swept at once, as most of the time goes into waiting. In the
-#: first one each task has a new process, which has to connect first.
-WORLDS = 4
+#: Worlds that are swept at once, as most of the time goes into waiting.
+WORLDS = ("cold", "chord", "warm", "warm")
 #: Share of the recorded points that has to be reached again, in three tries each.
 REACHED = 0.95
 #: Children that are killed in the life of one worker.
@@ -86,12 +100,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Target:
-    """A crash point of the member ``index`` of a workload; None: of no run in particular."""
+    """A crash point of the member ``index`` of a workload; None: of no run in particular.
+
+    Attributes:
+        climate: the only sort of world in which it is come past; empty: any.
+    """
 
     kind: str
     index: int | None
     point: CrashPoint
-    cold: bool = False
+    climate: str = ""
 
     def scope(self, workload: Workload) -> str:
         """Whom the point is armed for: a run, or whichever process of the role comes first."""
@@ -126,14 +144,14 @@ class World:
     """A queue, a namespace and a worker, beside other worlds in the same database.
 
     Args:
-        cold: whether each task has a new child process.
+        climate: one of `CLIMATES`.
     """
 
     def __init__(
-        self, name: str, settings: dict[str, Any], directory: Path, *, cold: bool, children: int = 2
+        self, name: str, settings: dict[str, Any], directory: Path, climate: str, children: int = 2
     ) -> None:
         directory.mkdir()
-        self.cold = cold
+        self.climate = climate
         self.effects = directory / "effects"
         self.effects.mkdir()
         self.board = CrashBoard(directory / "crashes")
@@ -141,7 +159,7 @@ class World:
             **settings,
             "durable_namespace": name,
             "task_default_queue": f"{settings['task_default_queue']}.{name}",
-            "worker_max_tasks_per_child": 1 if cold else None,
+            **CLIMATES[climate],
             "effects": str(self.effects),
         }
         self.env = {**apps.environment(self.settings), VARIABLE: str(self.board.directory)}
@@ -180,7 +198,7 @@ class World:
             return not self._unfinished(workloads)
 
         try:
-            wait_for(quiet, timeout=PATIENCE)
+            wait_for(quiet, timeout=PATIENCE + MORE_PATIENCE * len(workloads))
         except AssertionError:
             raise AssertionError(f"unfinished: {self._unfinished(workloads)}") from None
 
@@ -280,11 +298,13 @@ def record(world: World, kinds: Sequence[str]) -> list[Target]:
     world.worker.stop()
     first += _record_role(world, "worker", peaceful[0])
     warm = {each.point.operation for each in again if each.point.role == "child"}
-    cold = [
-        replace(each, cold=each.point.role == "child" and each.point.operation not in warm)
-        for each in first
+    every = [
+        replace(each, climate="cold")
+        if each.point.role == "child" and each.point.operation not in warm
+        else replace(each, climate="chord" if each.kind == "chord" else "")
+        for each in [*again, *first]
     ]
-    return list(dict.fromkeys([*again, *cold]))
+    return list(dict.fromkeys(every))
 
 
 def _record(world: World, kinds: Sequence[str]) -> Iterator[Target]:
@@ -315,15 +335,20 @@ def once_each(targets: Iterable[Target]) -> list[Target]:
     """
     first: dict[tuple[str, str, str], Target] = {}
     # A new process for each task is slow: there the workload is to be small.
-    for target in sorted(targets, key=lambda each: each.cold and len(KINDS[each.kind].outputs)):
+    for target in sorted(targets, key=_cost):
         point = target.point
         dies = point.moment in {"before", "after"}
         breaks = point.moment == "lost" or not point.operation.startswith("sql")
-        if target.cold and target.kind.startswith("loses"):
+        cold = target.climate == "cold"
+        if cold and target.kind.startswith("loses"):
             continue  # only by chance
-        if dies or (breaks and not target.cold and point.role != "worker"):
+        if dies or (breaks and not cold and point.role != "worker"):
             first.setdefault((point.role, _sort_of(point), point.moment), target)
     return list(first.values())
+
+
+def _cost(target: Target) -> int:
+    return len(KINDS[target.kind].outputs) if target.climate == "cold" else 0
 
 
 def _sort_of(point: CrashPoint) -> str:
@@ -344,14 +369,19 @@ class Sweep:
 
     def run(self, targets: Sequence[Target]) -> None:
         """Try them all. Children die in one worker's life, a main process only once."""
-        children = [each for each in targets if each.point.role == "child"]
-        batches = {
-            cold: deque(_batches([each for each in children if each.cold == cold]))
-            for cold in (True, False)
-        }
-        single = deque([each] for each in targets if each.point.role != "child")
+        together, alone = [], []
+        for target in targets:
+            harmless = target.point.role == "child" and target.kind != "loses_worker"
+            (together if harmless else alone).append(target)
+        queues: dict[str, deque[list[Target]]] = {}
+        for climate in ("", *CLIMATES):
+            batches = _batches([each for each in together if each.climate == climate])
+            singles = [[each] for each in alone if each.climate == climate]
+            queues[climate] = deque([*batches, *singles])
         with ThreadPoolExecutor(len(self._worlds)) as threads:
-            list(threads.map(lambda w: self._work(w, (batches[w.cold], single)), self._worlds))
+            list(
+                threads.map(lambda w: self._work(w, (queues[w.climate], queues[""])), self._worlds)
+            )
 
     def _work(self, world: World, queues: Iterable[deque[list[Target]]]) -> None:
         for jobs in queues:
@@ -443,8 +473,8 @@ def make_world(
         settings["broker_transport_options"]["visibility_timeout"] = 2
     worlds: list[World] = []
 
-    def make(name: str, **options: Any) -> World:
-        worlds.append(World(name, settings, tmp_path / name, **options))
+    def make(name: str, climate: str, **options: Any) -> World:
+        worlds.append(World(name, settings, tmp_path / name, climate, **options))
         return worlds[-1]
 
     yield make
@@ -469,14 +499,14 @@ def result_backend(directory: Path) -> dict[str, Any]:
 @pytest.fixture
 def recorded(make_world: Callable[..., World], request: pytest.FixtureRequest) -> list[Target]:
     """All points, or those that the command line asks for."""
-    recorder = make_world("recorder", cold=False, children=1)
+    recorder = make_world("recorder", "warm", children=1)
     found = record(recorder, list(KINDS))
     recorder.close()
     return [each for each in found if request.config.getoption("sweep_point") in str(each)]
 
 
 def sweep(make_world: Callable[..., World], targets: Sequence[Target]) -> None:
-    sweep = Sweep([make_world(f"world{n}", cold=n == 0) for n in range(WORLDS)])
+    sweep = Sweep([make_world(f"world{n}", climate) for n, climate in enumerate(WORLDS)])
     sweep.run(targets)
     logger.info("%d of %d points", sweep.fired, len(targets))
     assert not sweep.problems, "\n".join(sweep.problems)
