@@ -70,12 +70,13 @@ class PostgresJournal:
 
     def before_body(self, execution: Execution) -> None:
         """Stop at this boundary in a warm shutdown, or when the lease was missed."""
+        if self.lease.open():
+            return
         if self.lease.shutting_down:
             suspend = execution.park(runs.Park("pending", "hand-back"))
             assert suspend is not None
             raise suspend
-        if not self.lease.held():
-            raise execution.suspend("lease missed")
+        raise execution.suspend("lease missed")
 
     def record(self, step: StepAttempt) -> Written:
         """Store an attempt of a step: one round trip, one commit."""

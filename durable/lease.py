@@ -42,6 +42,11 @@ class Lease:
         """
         struct.pack_into("d", self._memory, 0, asked_at + self._duration)
 
+    def open(self) -> bool:
+        """Tell whether another step may begin: the lease is held, and no shutdown has begun."""
+        until, shutting_down = _WORD.unpack_from(self._memory, 0)
+        return not shutting_down and self._monotonic() < until
+
     def held(self) -> bool:
         """Tell whether no peer can have taken over this worker's runs."""
         until: float = _WORD.unpack_from(self._memory, 0)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from durable.store.pool import Connection
+from durable.store.connections import Connection
 
 
 @dataclass(frozen=True, slots=True)

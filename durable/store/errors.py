@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
-from psycopg_pool import PoolTimeout
 
 from durable.errors import DatabaseReadOnly, DatabaseUnavailable, MissingRights, StoreError
 
@@ -23,7 +22,7 @@ def is_disconnect(exc: BaseException) -> bool:
     >>> is_disconnect(psycopg.errors.UniqueViolation())
     False
     """
-    if isinstance(exc, (DatabaseUnavailable, DatabaseReadOnly, PoolTimeout)):
+    if isinstance(exc, (DatabaseUnavailable, DatabaseReadOnly)):
         return True
     if not isinstance(exc, psycopg.Error):
         return False
@@ -38,8 +37,6 @@ def translated(where: str = "") -> Iterator[None]:
     """Raise the package's own errors for what a user or an operator can mend."""
     try:
         yield
-    except PoolTimeout as exc:
-        raise DatabaseUnavailable(f"no connection to Postgres{where}: {exc}") from exc
     except psycopg.errors.ReadOnlySqlTransaction as exc:
         raise DatabaseReadOnly(
             f"Postgres{where} accepts no writes ({_first_line(exc)}): point"

@@ -1,11 +1,10 @@
-"""Connections to Postgres: one small pool a process, safe across forks and restarts."""
+"""Runs the store's queries, across forks of this process and restarts of the server."""
 
 from __future__ import annotations
 
 import logging
 import os
 import random
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -13,9 +12,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.adapt import Loader
-from psycopg_pool import ConnectionPool, PoolTimeout
 
 from durable.errors import StoreError
+from durable.store.connections import Connection, Connections
 from durable.store.errors import is_disconnect, is_hopeless, translated
 from durable.store.migrate import ensure_schema
 
@@ -23,9 +22,8 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Connection = psycopg.Connection[Any]
 
-#: Pools of the parent, kept in a forked child so that nothing closes them:
+#: Connections of the parent, kept in a forked child so that nothing closes them:
 #: closing would say goodbye on a socket that the parent still uses.
 _inherited: list[object] = []
 
@@ -68,9 +66,8 @@ class Database:
         self._auto_migrate = auto_migrate
         self._sleep = sleep
         self._jitter = jitter
-        self._pool: ConnectionPool[Connection] | None = None
         self._checked = False
-        self._lock = threading.Lock()
+        self._connections = self._new_connections()
         forked = weakref.WeakMethod(self._after_fork)
         os.register_at_fork(after_in_child=lambda: (method := forked()) and method())
 
@@ -118,12 +115,9 @@ class Database:
         except Exception as exc:  # noqa: BLE001 - sorted out below, off the hot path
             error = exc
         with translated():
-            if isinstance(error, PoolTimeout):
-                self.connect().close()  # is the server away, or are the connections just in use?
+            if isinstance(error, StoreError) or not is_disconnect(error):
                 raise error
-            if not is_disconnect(error):
-                raise error
-            self._discard_pool()
+            self.close()
             return self._once(query, *args, **kwargs)
 
     def patiently(
@@ -147,52 +141,30 @@ class Database:
                 pause = min(pause * 2, 2.0)
 
     def close(self) -> None:
-        """Close this process's connections; the next call opens new ones."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close(timeout=1)
+        """Close this process's connections; the next call opens new ones.
+
+        Also after one of them died: a restart of the server kills every one.
+        """
+        old, self._connections = self._connections, self._new_connections()
+        old.close()
 
     def _once(
         self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        pool = self._pool or self._open_pool()
-        conn = pool.getconn()
+        connections = self._connections
+        conn = connections.take()
         try:
             return query(conn, *args, **kwargs)
         finally:
-            pool.putconn(conn)
+            connections.give_back(conn)
 
-    def _open_pool(self) -> ConnectionPool[Connection]:
-        with self._lock:
-            if self._pool is None:
-                self.connect().close()  # a plain error at once, not a pool's timeout
-                self._pool = ConnectionPool(
-                    self.url,
-                    min_size=0,
-                    max_size=self._pool_size,
-                    open=True,
-                    timeout=self._connect_timeout,
-                    reconnect_timeout=self._connect_timeout,
-                    max_idle=300,
-                    num_workers=1,
-                    configure=_configure,
-                    kwargs={"autocommit": True, **self._connection_options()},
-                )
-            return self._pool
+    def _new_connections(self) -> Connections:
+        return Connections(self.connect, size=self._pool_size, patience=self._connect_timeout)
 
     def _after_fork(self) -> None:
-        """Forget the parent's connections, and the lock that one of its threads may hold."""
-        _inherited.append(self._pool)
-        self._pool = None
-        self._lock = threading.Lock()
-
-    def _discard_pool(self) -> None:
-        """After one dead connection suspect all: a restart kills every one of them."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close(timeout=1)
+        """Forget the parent's connections."""
+        _inherited.append(self._connections)
+        self._connections = self._new_connections()
 
     def _connection_options(self) -> dict[str, Any]:
         return {

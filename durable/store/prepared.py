@@ -12,7 +12,7 @@ from psycopg import OperationalError, pq
 from psycopg.errors import error_from_result
 
 if TYPE_CHECKING:
-    from durable.store.pool import Connection
+    from durable.store.connections import Connection
 
 Row = tuple[str | None, ...]
 

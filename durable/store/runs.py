@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from psycopg.rows import class_row
 
 from durable.errors import RunNotFound
-from durable.store.pool import Connection
+from durable.store.connections import Connection
 from durable.store.prepared import Prepared, Row
 from durable.store.steps import StepAttempt
 

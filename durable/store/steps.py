@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple
 
-from durable.store.pool import Connection
+from durable.store.connections import Connection
 from durable.store.prepared import Prepared
 
 

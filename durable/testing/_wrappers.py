@@ -13,9 +13,9 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import psycopg
+from amqp.exceptions import RecoverableConnectionError
 from celery import Celery
 from celery.backends.base import DisabledBackend
-from kombu.exceptions import ConnectionError as BrokerConnectionError
 from kombu.message import Message
 from kombu.messaging import Producer
 from psycopg.sql import Composable
@@ -240,7 +240,8 @@ def _wrap_acknowledgement(injector: Injector) -> None:
 
 
 def _broker_lost() -> Exception:
-    error: Exception = BrokerConnectionError(_LOST)
+    # Every transport of kombu's takes it for a connection to be made anew.
+    error: Exception = RecoverableConnectionError(_LOST)
     return error
 
 

@@ -13,7 +13,8 @@ from durable.store import runs, workers
 from durable.worker.duty import Duty
 
 if TYPE_CHECKING:
-    from durable.store.pool import Connection, Database
+    from durable.store.connections import Connection
+    from durable.store.pool import Database
     from durable.store.workers import Recovery
 
 logger = get_logger(__name__)

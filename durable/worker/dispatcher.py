@@ -13,8 +13,9 @@ from durable.worker.duty import Duty
 
 if TYPE_CHECKING:
     from durable.start import Starter
+    from durable.store.connections import Connection
     from durable.store.dispatch import Doorbell
-    from durable.store.pool import Connection, Database
+    from durable.store.pool import Database
     from durable.store.workers import Peer
 
 logger = get_logger(__name__)

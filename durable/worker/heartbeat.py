@@ -13,7 +13,8 @@ from durable.worker.reaper import Reaper
 
 if TYPE_CHECKING:
     from durable.lease import Lease
-    from durable.store.pool import Connection, Database
+    from durable.store.connections import Connection
+    from durable.store.pool import Database
     from durable.store.workers import Beat, Peer, Pulse, Recovery
 
 logger = get_logger(__name__)

@@ -15,7 +15,8 @@ from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
 
 from durable.store import runs, workers
-from durable.store.pool import Connection, Database
+from durable.store.connections import Connection
+from durable.store.pool import Database
 from durable.store.runs import Claim, NewRun, Park, StepRecord
 from durable.store.steps import StepAttempt
 from durable.store.workers import Beat, Pulse, Recovery

@@ -12,7 +12,8 @@ from sqlalchemy import make_url
 
 from durable.errors import DatabaseReadOnly, DatabaseUnavailable, StoreError
 from durable.store import runs, steps
-from durable.store.pool import Connection, Database
+from durable.store.connections import Connection
+from durable.store.pool import Database
 from durable.store.steps import Written
 from tests.harness import wait_for
 from tests.harness.own_postgres import OwnPostgres
@@ -140,11 +141,23 @@ def test_a_child_that_drops_what_it_inherited_does_not_harm_the_parent(
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_while_another_thread_opens_the_pool_does_not_hang_the_child(
+def test_a_fork_while_every_connection_is_in_use_does_not_hang_the_child(
     forking: Database,
 ) -> None:
-    with forking._lock:
-        assert in_child(lambda: forking.call(backend) > 0) == 0
+    lent = [forking._connections.take() for _ in range(forking._pool_size)]
+    assert in_child(lambda: forking.call(backend) > 0) == 0
+    for conn in lent:
+        forking._connections.give_back(conn)
+
+
+def test_when_every_connection_stays_in_use_the_error_names_the_setting(store_url: str) -> None:
+    database = Database(lambda: store_url, pool_size=1, connect_timeout=0.05)
+    lent = database._connections.take()
+    with pytest.raises(DatabaseUnavailable, match=r"all 1 connections.*durable_pool_size"):
+        database.call(backend)
+    database._connections.give_back(lent)
+    assert database.call(backend) == lent.info.backend_pid  # nothing was thrown away
+    database.close()
 
 
 # --- a server that goes and comes
