@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -35,13 +35,29 @@ def at_least(what: str, value: float, limit: float, unit: str = "") -> Figure:
     return Figure(what, f"{value:,.3g}{unit}", f"at least {limit:g}{unit}", value >= limit)
 
 
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Seconds per call of some candidates, round by round."""
+
+    seconds: Mapping[str, Sequence[float]]
+
+    def median(self, name: str) -> float:
+        """Seconds per call of a candidate."""
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str, yardstick: str) -> float:
+        """How many times the yardstick's time a candidate takes, the median over rounds.
+
+        Within a round both had the same neighbours; between rounds these change.
+        """
+        pairs = zip(self.seconds[name], self.seconds[yardstick], strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
+
+
 def interleaved(
     candidates: Mapping[str, Callable[[], object]], *, rounds: int, per_round: int
-) -> dict[str, float]:
-    """Median seconds per call of each candidate, their rounds taken in turn.
-
-    Taking turns lets a noisy neighbour disturb all of them alike.
-    """
+) -> Rounds:
+    """Time each candidate in turn, round after round."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
@@ -49,7 +65,7 @@ def interleaved(
             for _ in range(per_round):
                 call()
             times[name].append((time.perf_counter() - started) / per_round)
-    return {name: statistics.median(each) for name, each in times.items()}
+    return Rounds(times)
 
 
 def print_figures(title: str, figures: list[Figure]) -> None:
