@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from celery import Celery
+from celery.schedules import crontab
 
 from durable import Durable
 
@@ -22,7 +23,13 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     result_backend=os.environ.get("CELERY_RESULT_BACKEND"),
     task_track_started=True,
-    worker_hijack_root_logger=False,
+    # `celery -A celery_app beat`: as many as you like, each due time starts one run.
+    beat_schedule={
+        "import-airports-nightly": {
+            "task": "tasks.imports.import_airports",
+            "schedule": crontab(hour="3", minute="0"),
+        },
+    },
 )
 
 if app.conf.broker_url.startswith("filesystem:"):

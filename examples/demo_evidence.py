@@ -238,7 +238,8 @@ def _batches() -> int:
 
 def _title(name: str, run: dict[str, Any]) -> str:
     took = run["seconds"] or 0.0
-    return f"{name} {run['id']}: {run['status']} after {took:.1f} s, claimed {run['attempt']} times"
+    story = "taken over by another worker" if run["recoveries"] else "never interrupted"
+    return f"{name} {run['id']}: {run['status']} after {took:.1f} s, {story}"
 
 
 def _timeline(rows: list[dict[str, Any]], killed: float) -> list[list[str]]:
