@@ -121,7 +121,8 @@ def session() -> Session:
 
     What is written through it and the step's result become visible in one
     commit, in the database that ``durable_database_url`` names, or not at
-    all. Do not commit it yourself.
+    all. It is committed and closed at the end of the step, not by you; a
+    ``with`` block around it is fine, and so is ``begin_nested()``.
 
     Raises:
         NotInWorkflow: outside a step of a run, and in a run that is executed

@@ -414,7 +414,7 @@ def is_from_step(exc: BaseException) -> bool:
 
 
 def _from_step(exc: BaseException) -> BaseException:
-    exc.durable_settled = True  # type: ignore[attr-defined]
+    exc.__dict__["durable_settled"] = True  # a frozen dataclass takes no attributes
     return exc
 
 

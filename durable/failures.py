@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ALWAYS_TRUSTED = ("builtins", "durable.errors", "celery.exceptions", "billiard.exceptions")
 
 _HEADER = "Traceback of the attempt that failed:\n"
-_OWN_ATTRIBUTES = frozenset(("__notes__", "durable_traceback"))
+_OWN_ATTRIBUTES = frozenset(("__notes__", "durable_traceback", "durable_settled"))
 
 # In characters. Together they stay far below any sensible limit on payloads.
 _MESSAGE, _TRACEBACK, _NOTE, _CAUSE = 8_192, 16_384, 1_024, 1_024

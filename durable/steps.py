@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from durable.context import active, running
 from durable.errors import OptionError
 from durable.retry import RetryPolicy
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 
 #: Characters of a step's name: it is part of a primary key.
@@ -46,6 +49,18 @@ class Step(Generic[P, R]):
             return self.function(*args, **kwargs)
         result: R = execution.step(self, args, kwargs)
         return result
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Step[P, R]: ...
+
+    @overload
+    def __get__(
+        self: Step[Concatenate[Any, Q], R], instance: object, owner: type
+    ) -> Callable[Q, R]: ...
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        """Bind a step that is a method, as a function is bound."""
+        return self if instance is None else MethodType(self, instance)
 
     def __repr__(self) -> str:
         return f"<step {self.name}>"
@@ -124,6 +139,7 @@ def run_step(name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.
         raise OptionError(
             f"run_step({name!r}, ...) takes a function as its second argument, not {function!r}"
         )
+    refuse_suspending(function, f"run_step({name!r}, ...)")
     if execution.in_step:
         return function(*args, **kwargs)
     result: R = execution.step(Step(function, name, RetryPolicy()), args, kwargs)
@@ -135,11 +151,33 @@ def _make(function: Callable[..., Any], name: str | None, options: dict[str, Any
         raise OptionError(
             f"@step goes on a function, not on {function!r}; options are given by keyword"
         )
+    refuse_suspending(function, "@step")
+    if name is None and not hasattr(function, "__qualname__"):
+        raise OptionError(f"{function!r} has no name of its own: give it one with @step(name=...)")
     if name is not None:
         _check_name(name, "@step(name=...)")
     name = name or f"{function.__module__}.{function.__qualname__}"
     _register(name, function)
     return Step(function, name, RetryPolicy.from_options(**options))
+
+
+def refuse_suspending(function: Callable[..., Any], where: str) -> None:
+    """Refuse a function whose call only makes a coroutine or a generator: its body would not run.
+
+    Raises:
+        OptionError: naming the function and what to write instead.
+    """
+    plain = inspect.unwrap(function)
+    name = getattr(plain, "__qualname__", plain)
+    if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
+        raise OptionError(
+            f"{where} does not take the async function {name!r}: make it a plain `def` that"
+            " calls asyncio.run(...)"
+        )
+    if inspect.isgeneratorfunction(plain):
+        raise OptionError(
+            f"{where} does not take the generator function {name!r}: make it return a list"
+        )
 
 
 def _check_name(name: object, where: str) -> None:

@@ -15,6 +15,7 @@ from durable.backend import ConfirmedBackend
 from durable.durations import parse_seconds
 from durable.errors import ConfigurationError, OptionError, Parked, UnsupportedByDurable
 from durable.result import DurableResult
+from durable.steps import refuse_suspending
 from durable.store.runs import Park
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Workflow(Task):
             cls.durable_routing = {**cls.durable_routing, **routing}
         if cls.deadline is not None:
             parse_seconds(cls.deadline, name="deadline")
+        refuse_suspending(cls.run, "a workflow")
         app = cls.__dict__.get("app")
         if app is not None and not issubclass(cls, app.Task):
             cls.__bases__ = (*cls.__bases__, app.Task)

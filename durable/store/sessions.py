@@ -11,9 +11,9 @@ from durable.store.steps import StepAttempt, Written, record_in
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
-    from sqlalchemy.orm import Session
 
     from durable.store.pool import Database
+    from durable.store.step_session import StepSession
 
 
 class Sessions:
@@ -28,11 +28,11 @@ class Sessions:
 
     def open(self) -> StepTransaction:
         """Begin the transaction of one attempt of one step."""
-        from sqlalchemy.orm import Session
+        from durable.store.step_session import StepSession
 
         if self._engine is None:
             self._engine = self._make_engine()
-        return StepTransaction(Session(self._engine))
+        return StepTransaction(StepSession(self._engine))
 
     def _make_engine(self) -> Engine:
         from sqlalchemy import create_engine
@@ -53,7 +53,7 @@ class Sessions:
 class StepTransaction:
     """A session and the step that is committed with it."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: StepSession) -> None:
         self.session = session
 
     def commit(self, step: StepAttempt) -> Written | None:
@@ -62,6 +62,7 @@ class StepTransaction:
         Raises:
             Exception: what the flush or the commit raised; nothing is stored then.
         """
+        self.session.ending = True
         try:
             connection: Any = self.session.connection()  # flush needs it, and so do we
             self.session.flush()
@@ -84,6 +85,7 @@ class StepTransaction:
 
     def rollback(self) -> None:
         """Throw everything away; a connection that is gone did so already."""
+        self.session.ending = True
         try:
             self.session.rollback()
         except Exception as exc:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,10 @@ def _members(group: int) -> list[psutil.Process]:
 def _run_worker(app: str, argv: list[str], env: dict[str, str], log_path: str) -> None:
     os.setpgid(0, 0)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # the run of the tests was killed: end
+        # Should the run of the tests be killed, then the fork server ends when
+        # nobody holds its pipe any more, and the kernel ends us with it.
+        os.close(forkserver._forkserver._forkserver_alive_fd)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from durable.errors import UnsupportedByDurable
 from durable.store import steps
 from durable.store.pool import Database
 from durable.store.sessions import Sessions
@@ -60,6 +62,47 @@ def test_a_session_that_nothing_was_asked_of_still_records_the_step(
     assert len(store.steps(claim.id)) == 1
 
 
+def test_a_with_block_of_the_users_does_not_end_the_transaction(
+    store: Store, sessions: Sessions
+) -> None:
+    claim = store.running()
+    transaction = sessions.open()
+    with transaction.session as session, session.begin_nested():
+        session.execute(INSERT, {"sku": "tea", "n": 1})
+    transaction.session.close()
+    assert transaction.commit(step_of(claim)) is Written.RECORDED
+    assert (stock(store), len(store.steps(claim.id))) == ([("tea", 1)], 1)
+
+
+def test_a_with_block_that_is_left_by_an_error_is_rolled_back(
+    store: Store, sessions: Sessions
+) -> None:
+    claim = store.running()
+    transaction = sessions.open()
+    with suppress(KeyError), transaction.session as session:
+        session.execute(INSERT, {"sku": "tea", "n": 1})
+        raise KeyError
+    assert transaction.commit(step_of(claim)) is Written.RECORDED
+    assert (stock(store), len(store.steps(claim.id))) == ([], 1)
+
+
+def test_an_early_commit_is_refused_and_nothing_is_stored(store: Store, sessions: Sessions) -> None:
+    store.running()
+    for commit in (lambda session: session.commit(), lambda session: session.begin().commit()):
+        transaction = sessions.open()
+        with pytest.raises(UnsupportedByDurable, match="committed together with the result"):
+            commit(transaction.session)
+        transaction.rollback()
+    transaction = sessions.open()
+    with (
+        pytest.raises(UnsupportedByDurable, match="leave out commit"),
+        transaction.session.begin(),
+    ):
+        transaction.session.execute(INSERT, {"sku": "tea", "n": 1})
+    transaction.rollback()
+    assert stock(store) == []
+
+
 def test_the_rows_of_a_fenced_worker_are_rolled_back(store: Store, sessions: Sessions) -> None:
     claim = store.running()
     transaction = sessions.open()
@@ -78,6 +121,7 @@ def test_a_take_over_waits_for_the_commit(
     connection = transaction.session.connection().connection
     assert steps.record_in(connection.cursor(), step_of(claim)) is Written.RECORDED
     released = background.blocked(other, other.release_child)
+    transaction.session.ending = True
     transaction.session.commit()
     assert released.result() == [claim.id]
     found = store.claim(claim.id)

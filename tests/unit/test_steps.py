@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
-from durable import run_step, step, steps
+from durable import Workflow, run_step, step, steps
 from durable.errors import NotInWorkflow, OptionError
 from durable.steps import Step
 from tests.harness.ledger import Ledger
@@ -134,7 +138,68 @@ def test_run_step_outside_a_run_says_where_it_belongs() -> None:
     )
 
 
-def test_a_method_is_a_step_of_its_class() -> None:
+async def fetch() -> None: ...
+
+
+async def stream() -> AsyncIterator[int]:
+    yield 1
+
+
+def lines() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (fetch, "does not take the async function 'fetch': make it a plain `def` that calls"),
+        (stream, "does not take the async function 'stream'"),
+        (partial(fetch), "does not take the async function"),
+        (lines, "does not take the generator function 'lines': make it return a list"),
+    ],
+)
+def test_a_function_whose_call_runs_nothing_is_refused(
+    function: Callable[..., object], text: str
+) -> None:
+    with pytest.raises(OptionError, match=f"@step {re.escape(text)}"):
+        step(function)
+    with pytest.raises(OptionError, match=f"@step {re.escape(text)}"):
+        step(name="named")(function)
+    error = Ledger().run(lambda: run_step("named", function)).error
+    assert f"run_step('named', ...) {text}" in str(error)
+    app = Celery("refused", set_as_current=False)
+    with pytest.raises(OptionError, match=f"a workflow {re.escape(text)}"):
+        type("Fetch", (Workflow,), {"app": app, "run": staticmethod(function)})
+
+
+def test_what_has_no_name_is_asked_for_one() -> None:
+    with pytest.raises(OptionError, match=r"no name of its own: give it one with @step\(name=...\)"):
+        step(partial(charge, "o-42"))
+    assert step(name="charge o-42")(partial(charge, "o-42"))() == "o-42/0"
+
+
+def test_a_step_in_a_class_is_its_method() -> None:
+    class Shop:
+        currency = "EUR"
+
+        @step
+        def charge(self, cents: int) -> str:
+            return f"{cents} {self.currency}"
+
+        @classmethod
+        @step
+        def refund(cls, cents: int) -> str:
+            return f"-{cents} {cls.currency}"
+
+    assert Shop().charge(3) == "3 EUR"
+    assert Shop.refund(4) == "-4 EUR"
+    assert isinstance(Shop.charge, Step)
+    ledger = Ledger()
+    assert ledger.run(lambda: (Shop().charge(3), Shop.refund(4))).value == ("3 EUR", "-4 EUR")
+    assert [record.name.rpartition("Shop.")[2] for record in ledger.rows] == ["charge", "refund"]
+
+
+def test_a_static_method_is_a_step_of_its_class() -> None:
     class Shop:
         @staticmethod
         def close() -> str:
