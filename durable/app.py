@@ -195,9 +195,14 @@ class Durable:
         return claimed
 
     def _complain_of_foreign(self, run_id: str, namespace: str) -> None:
-        """A message of another namespace is a mistake in the routing that costs both dearly."""
+        """A message of another namespace or database is a mistake that costs both dearly."""
         try:
-            self.database.call(runs.outcome, run_id, namespace)
+            if self.database.call(runs.outcome, run_id, namespace) is None:
+                logger.error(
+                    "there is no run %s in this worker's database: is durable_database_url the"
+                    " same where it was started?",
+                    run_id,
+                )
         except RunNotFound as exc:
             logger.error(  # noqa: TRY400 - a mistake in the configuration
                 "%s: give each namespace queues of its own, or a broker", exc
@@ -248,6 +253,8 @@ class Durable:
     def close(self) -> None:
         """Close this process's connections to the database and to the broker."""
         self.starter.close()
+        if "sessions" in self.__dict__:
+            self.sessions.close()
         if "database" in self.__dict__:
             self.database.close()
 

@@ -64,5 +64,6 @@ class ConfirmedBackend:
         """Store a failure if it is the run's; the run's next message tells what else it is."""
         if getattr(request, "durable_outcome", None) in _FAILED:
             self._backend.mark_as_failure(task_id, exc, *args, request=request, **kwargs)
+            request.durable_done = True
         else:
             logger.warning("run %s has not failed, though Celery did: %r", task_id, exc)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 from celery.utils.log import get_logger
 from kombu.utils.json import loads as load_message
 
+from durable._codec_types import TYPE
 from durable.errors import (
     DatabaseReadOnly,
     DatabaseUnavailable,
@@ -109,6 +112,13 @@ class _Attempt:
             pass
         except Exception as exc:  # noqa: BLE001 - how the run ends
             error = exc
+        except BaseException as exc:
+            if _ends_the_process(exc):
+                raise
+            error = RuntimeError(
+                f"the body of {claim.name!r} raised {exc!r}, which is no Exception"
+            )
+            error.__cause__ = exc
         if self.execution.suspension is not None:  # whatever came out of the body
             return self._suspended()
         return self._succeeded(value) if error is None else self._failed(error)
@@ -119,7 +129,8 @@ class _Attempt:
         message = load_message(claim.message)
         given = self.durable.codec.decode(claim.input)
         args, kwargs = given["args"], given["kwargs"]
-        request.args[:] = args
+        if isinstance(request.args, list):  # else it is pickle's tuple of a message without a run
+            request.args[:] = args
         request.kwargs.clear()
         request.kwargs.update(kwargs)
         request.retries = claim.retries
@@ -141,16 +152,29 @@ class _Attempt:
         output = None
         request = self.request
         followed = request.callbacks or request.chain or request.chord
-        if followed or not ignores_result(self.task, request):
+        ignored = ignores_result(self.task, request)
+        if followed or not ignored:
             codec = self.durable.codec
             try:
                 output = codec.encode(value, f"the result of workflow {self.claim.name!r}")
+                value = codec.decode(output)
+                if TYPE in output and self.durable.has_backend and not ignored:
+                    self._check_backend_takes(value)
             except PayloadError as exc:
                 return self._failed(exc)
-            value = codec.decode(output)
         self._finish("succeeded", output=output)
         self._expect(states.SUCCESS)
         return value
+
+    def _check_backend_takes(self, value: Any) -> None:
+        """Celery's serializers know fewer types than the codec. Told too late, it is told for ever."""
+        try:
+            self.task.backend.encode(value)
+        except Exception as exc:
+            raise PayloadError(
+                f"the result of workflow {self.claim.name!r} cannot be stored in Celery's result"
+                f" backend: {exc}; return plain values, or set ignore_result=True"
+            ) from exc
 
     def _failed(self, exc: Exception) -> Any:
         if isinstance(exc, Ignore):
@@ -163,14 +187,25 @@ class _Attempt:
             self._finish("failed", error=self.execution.encode_error(exc), reason="rejected")
             return self._tell_rejected(exc)
         if isinstance(exc, Retry):
-            pause = self.task.pause_until(exc.when)
-            return self._parked(Park("sleeping", "retry", delay=pause, retry=True), exc.exc)
+            return self._retried(exc)
         delay = self._retry_delay(exc)
         if delay is not None:
             return self._parked(Park("sleeping", "retry", delay=delay, retry=True), exc)
         self._finish("failed", error=self.execution.encode_error(exc))
         self._expect(states.FAILURE)
         raise exc
+
+    def _retried(self, exc: Retry) -> Any:
+        """A `Retry` that did not come from our `retry`: raised as it is, or by a task called here."""
+        task = self.task
+        if task.max_retries is not None and self.claim.retries >= task.max_retries:
+            text = (
+                f"Can't retry {task.name}[{self.claim.id}]: {task.max_retries} retries are used up"
+            )
+            cause = exc.exc if isinstance(exc.exc, Exception) else MaxRetriesExceededError(text)
+            return self._failed(cause)
+        pause = task.pause_until(task.default_retry_delay if exc.when is None else exc.when)
+        return self._parked(Park("sleeping", "retry", delay=pause, retry=True), exc.exc)
 
     def _retry_delay(self, exc: Exception) -> float | None:
         """Judge an error of the body itself: only the retry classes repeat it."""
@@ -292,10 +327,11 @@ def ignores_result(task: Workflow, request: Context) -> bool:
 def confirm_tail(durable: Durable, request: Context, state: str | None) -> None:
     """Note that Celery has delivered callbacks, chain, chord count and result of a run."""
     expected = request.__dict__.pop("durable_delivers", None)
-    if expected is None or expected != state:
+    # Celery says SUCCESS also when the backend did not take the result, and nothing
+    # at all when a hook failed, after all was delivered.
+    told = request.__dict__.get("durable_done", False)
+    if expected is None or not (state == expected if expected == states.IGNORED else told):
         return
-    if state == states.SUCCESS and not request.__dict__.get("durable_done"):
-        return  # so says Celery also when the backend did not take the result
     claim: runs.Claim = request.__dict__["durable_claim"]
     try:
         durable.database.call(runs.tail_done, claim.id, claim.attempt)
@@ -303,6 +339,18 @@ def confirm_tail(durable: Durable, request: Context, state: str | None) -> None:
         logger.warning(
             "run %s: what follows its end may be delivered twice", claim.id, exc_info=True
         )
+
+
+def _ends_the_process(exc: BaseException) -> bool:
+    """Tell what the pool has to see, such as an exit asked for by a signal, from a stray one.
+
+    Signals reach the main thread only. Out of another one nothing but an
+    Exception gets to Celery (seen): the request, and the run, would hang.
+    """
+    if isinstance(exc, getattr(sys.modules.get("greenlet"), "GreenletExit", ())):
+        return True
+    in_main = threading.current_thread() is threading.main_thread()
+    return in_main and isinstance(exc, (SystemExit, KeyboardInterrupt))
 
 
 def this_pid() -> int:

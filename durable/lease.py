@@ -32,6 +32,10 @@ class Lease:
         self._duration = duration
         self._monotonic = monotonic
         self._memory = mmap.mmap(-1, _WORD.size)
+        self.reset()
+
+    def reset(self) -> None:
+        """A worker begins: nothing is held, and no shutdown has begun."""
         _WORD.pack_into(self._memory, 0, 0.0, 0.0)
 
     def renew(self, asked_at: float) -> None:

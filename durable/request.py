@@ -36,6 +36,7 @@ def strategy(task: Workflow, app: Celery, consumer: Any, **kwargs: Any) -> Any:
     beat, the old half of a fleet. The broker's copy is the only one until the
     run is in Postgres, so it is acknowledged after that.
     """
+    _ = task.durable  # a worker whose app has none is to say so now, not at each message
     handle = celery_strategy(task, app, consumer, **kwargs)
 
     def on_message(

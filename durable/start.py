@@ -364,8 +364,8 @@ class Starter:
         queue = route.get("queue")
         queue_name = getattr(queue, "name", queue)
         for key in ("exchange", "routing_key"):
-            if isinstance(route.get(key), str):
-                message[key] = route[key]
+            if route.get(key) is not None:  # an Exchange knows its name
+                message[key] = str(getattr(route[key], "name", route[key]))
         if "priority" in route:
             message.setdefault("priority", route["priority"])
         if queue_name is None:

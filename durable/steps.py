@@ -98,8 +98,12 @@ def step(
         autoretry_for: exceptions to repeat whatever the classification says.
         dont_autoretry_for: exceptions never to repeat.
         classify: function that is given the exception and returns a
-            `RetryClass`, or None to leave the decision to the built-in table.
-        **options: the rest of these.
+            `durable.classify.RetryClass`, or None to leave the decision to the
+            built-in table.
+        transient_tries: quick tries in a row of a transient error, 3 by default.
+        retry_unknown_outcome: whether to repeat what may have been executed
+            already, such as a call that timed out; True by default.
+        **options: these, from ``max_retries`` on.
 
     Raises:
         OptionError: an option is unknown or has a wrong value, or another

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol
 
 from celery import Task, shared_task
 from celery.exceptions import Retry
+from celery.states import READY_STATES
 
 from durable import boundary, context
 from durable.backend import ConfirmedBackend
@@ -121,6 +122,11 @@ class Workflow(Task):
             body = self.run  # Celery's own __call__ would hide the request
         return boundary.run_inline(self, self.durable, body, args, kwargs)
 
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Start a run."""
+        _ = self.durable  # without one it would be a plain message, which no worker can take
+        return super().apply_async(args, kwargs, **options)
+
     @property
     def backend(self) -> Any:
         """The result backend; in a worker one that takes of runs only what their rows say."""
@@ -149,6 +155,11 @@ class Workflow(Task):
         """Report a state of your own, such as ``PROGRESS``: to Postgres, and to Celery's backend."""
         execution = context.running.get()
         if execution is not None and task_id in {None, execution.id} and state is not None:
+            if state in READY_STATES:
+                raise UnsupportedByDurable(
+                    f"update_state({state!r}) in {self.name!r}: a run ends by what its body returns"
+                    " or raises; give a state of your own"
+                )
             execution.set_progress(state, meta)
         super().update_state(task_id=task_id, state=state, meta=meta, **kwargs)
 

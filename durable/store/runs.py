@@ -132,7 +132,8 @@ def insert(conn: Connection, run: NewRun) -> bool:
 # Races: of two messages for one run, the row lock lets one UPDATE see
 # 'pending' and the other 'running'. A run that has ended is claimable only
 # while the dispatcher has rung it for its undelivered continuation, once per
-# ring. An expired run stays for the dispatcher to end.
+# ring; its age doubles the pause, since there are some that Celery can never
+# deliver. An expired run stays for the dispatcher to end.
 _CLAIM = """
 UPDATE durable.workflow_runs
    SET status = CASE WHEN status = 'pending' THEN 'running' ELSE status END,
@@ -141,7 +142,8 @@ UPDATE durable.workflow_runs
        child_pid = %(pid)s,
        rung = false,
        available_at = CASE WHEN status = 'pending' THEN coalesce(deadline_at, 'infinity')
-                           ELSE now() + make_interval(secs => %(tail_timeout)s) END,
+                           ELSE now() + greatest(make_interval(secs => %(tail_timeout)s),
+                                                 now() - completed_at) END,
        expires_at = NULL,
        started_at = coalesce(started_at, now()),
        claimed_at = now()

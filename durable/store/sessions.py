@@ -34,6 +34,11 @@ class Sessions:
             self._engine = self._make_engine()
         return StepTransaction(StepSession(self._engine))
 
+    def close(self) -> None:
+        """Close the connections that no step uses."""
+        if self._engine is not None:
+            self._engine.dispose()
+
     def _make_engine(self) -> Engine:
         from sqlalchemy import create_engine
 

@@ -31,7 +31,7 @@ class DurableStep(bootsteps.StartStopStep):
         except DurableError as exc:
             raise _refusal(exc) from None
         self.durable.worker_id = new_worker_id(parent.hostname)
-        self.durable.lease.held()  # made here, before the pool forks
+        self.durable.lease.reset()  # made here, before the pool forks
         self.keeper: Keeper | None = None
         revoke.install(self.durable)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
@@ -49,7 +49,11 @@ class DurableStep(bootsteps.StartStopStep):
         self.keeper.start()
 
     def stop(self, parent: Any) -> None:
-        """Ring nothing more; beats go on until the pool has drained."""
+        """Ring nothing more; beats go on until the pool has drained.
+
+        A shutdown by remote control sends no ``worker_shutting_down``.
+        """
+        self.durable.lease.begin_shutdown()
         if self.keeper is not None:
             self.keeper.stop_dispatching()
 

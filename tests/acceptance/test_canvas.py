@@ -9,6 +9,7 @@ import celery.exceptions
 import pytest
 from celery import chain, chord, group
 
+from durable.errors import PayloadError
 from durable.result import DurableResult
 from durable.store.dispatch import Doorbell
 from tests.acceptance.shared import Shared, running
@@ -16,6 +17,7 @@ from tests.conftest import WORKERS
 from tests.harness import wait_for
 from tests.harness.postgres import PostgresServer
 
+TOLD = "SELECT available_at = 'infinity' FROM durable.workflow_runs WHERE id = %s"
 STARTED = "SELECT count(*) FROM durable.workflow_runs WHERE workflow_name = %s"
 
 
@@ -148,6 +150,22 @@ def test_celerys_backend_has_what_the_row_says(shared: Shared) -> None:
     parked.revoke()
     wait_for(lambda: backend.get_state(parked.id) == "REVOKED", what="the end in Redis")
     assert parked.state == "REVOKED"
+
+
+def test_a_result_that_celerys_backend_cannot_store_fails_the_run_and_says_so(
+    shared: Shared,
+) -> None:
+    run = shared.module.unique.apply_async(([1, 1],), link_error=shared.module.errback.s())
+    with pytest.raises(PayloadError, match=r"Celery's result backend: .*; return plain"):
+        run.get(timeout=10)
+    wait_for(lambda: shared.query(TOLD, run.id), what="the end to be confirmed")
+
+
+def test_a_hook_that_fails_does_not_have_the_end_told_again(shared: Shared) -> None:
+    run = shared.module.fails_with_its_hook.delay()
+    with pytest.raises(ValueError, match="no"):
+        run.get(timeout=10)
+    wait_for(lambda: shared.query(TOLD, run.id), what="the end to be confirmed")
 
 
 def test_a_late_message_does_not_change_what_celerys_backend_says(shared: Shared) -> None:

@@ -333,6 +333,20 @@ def test_retries_end_at_their_limit_with_the_given_error(shared: Shared) -> None
         bare.get(timeout=10)
 
 
+def test_a_raw_retry_counts_too(shared: Shared) -> None:
+    run = shared.module.retries.delay("raw without end")
+    with pytest.raises(celery.exceptions.MaxRetriesExceededError, match="3 retries"):
+        run.get(timeout=10)
+    assert shared.notes(run.id, "attempt") == [0, 1, 2, 3]
+
+
+def test_a_stray_exception_that_is_no_exception_fails_the_run_once(shared: Shared) -> None:
+    run = shared.module.retries.delay("stray")
+    with pytest.raises(RuntimeError, match=r"raised CancelledError\(\), which is no Exception"):
+        run.get(timeout=10)
+    assert shared.notes(run.id, "attempt") == [0]
+
+
 @pytest.mark.parametrize(
     ("how", "text"), [("args", "cannot change the run's arguments"), ("options", "queue")]
 )

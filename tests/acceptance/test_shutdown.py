@@ -72,6 +72,24 @@ def test_a_warm_shutdown_hands_its_runs_back_at_a_step_boundary(
     wait_for(lambda: query(CONNECTIONS) == 0, what="all connections to be closed")
 
 
+def test_a_shutdown_by_remote_control_stops_at_a_step_boundary(
+    app_module: ModuleType, start_worker: StartWorker, query: Query, trace: Trace, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    first = start_worker(concurrency=1)
+    run = app_module.walk.delay("r", 3, gate=str(gate), at=1)
+    wait_for(lambda: "r.1" in trace.lines(), what="the second step to run")
+    app_module.app.control.shutdown()
+    wait_for(lambda: "Got shutdown from remote" in first.logs(), what="the shutdown to begin")
+    time.sleep(0.5)  # its pool is waited for by now
+    gate.touch()
+    assert first.wait_gone() == 0
+    assert run.run().status == "pending"
+    start_worker(name="second")
+    assert run.get(timeout=10) == 3
+    assert set(trace.count().values()) == {1}
+
+
 def test_a_cold_shutdown_is_recovered_from(
     app_module: ModuleType, start_worker: StartWorker, query: Query, trace: Trace, tmp_path: Path
 ) -> None:

@@ -44,6 +44,23 @@ def double(self: Any, x: int) -> int:
 
 
 @task(base=Workflow)
+def unique(numbers: list[int]) -> set[int]:
+    return set(numbers)
+
+
+class FailingHook(Workflow):
+    abstract = True
+
+    def on_failure(self, exc: Any, task_id: str, *args: Any) -> None:
+        raise LookupError("the hook itself fails")
+
+
+@task(base=FailingHook)
+def fails_with_its_hook() -> None:
+    raise ValueError("no")
+
+
+@task(base=Workflow)
 def total(numbers: list[int]) -> int:
     return sum(numbers)
 

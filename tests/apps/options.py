@@ -5,6 +5,7 @@ A note is a JSON line ``[run id, what, value]``.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import os
@@ -230,12 +231,12 @@ def ignored(self: Any) -> object:
 
 
 @task(base=Workflow, bind=True)
-def retries(self: Any, how: str) -> Any:  # noqa: C901 - a branch for each form
+def retries(self: Any, how: str) -> Any:  # noqa: C901, PLR0912 - a branch for each form
     """``self.retry`` in its forms."""
     number = self.request.retries
     note(self.request.id, "attempt", number)
     add(number, 0)
-    if number >= 2 and how != "limit":
+    if number >= 2 and how not in {"limit", "raw without end"}:
         return number
     if how == "countdown":
         raise self.retry(countdown=0.1)
@@ -251,6 +252,10 @@ def retries(self: Any, how: str) -> Any:  # noqa: C901 - a branch for each form
         raise Retry("later", when=0.1)
     if how == "raw eta":
         raise Retry("later", when=datetime.now(timezone.utc) + timedelta(seconds=0.1))
+    if how == "raw without end":
+        raise Retry("again", when=0)
+    if how == "stray":
+        raise asyncio.CancelledError
     if how == "swallowed":
         try:
             self.retry(countdown=0)

@@ -135,6 +135,15 @@ def test_what_was_refused_left_nothing_behind(workflow: Any, database_url: str) 
         assert conn.execute("SELECT count(*) FROM durable.workflow_runs").fetchone() == (0,)
 
 
+def test_a_message_whose_run_is_in_another_database_is_an_error_in_the_workers_log(
+    workflow: Any, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = workflow(database_url).app.durable
+    worker.lease.renew(worker.clock.monotonic())
+    assert worker.claim(worker.clock.uuid()) is None
+    assert "is durable_database_url the same where it was started?" in caplog.text
+
+
 # --- at a worker's start
 
 

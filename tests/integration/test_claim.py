@@ -115,6 +115,14 @@ def test_an_ended_run_is_claimed_once_a_ring_for_its_undelivered_continuation(
     assert store.row(claim.id)["due_in"] == pytest.approx(30, abs=5)
 
 
+def test_a_continuation_that_is_never_confirmed_is_repeated_ever_more_seldom(store: Store) -> None:
+    claim = store.running(tail=True)
+    store.finish(claim)
+    store.set(claim.id, rung="true", completed_at="now() - interval '1 hour'")
+    store.hold(claim.id)
+    assert store.row(claim.id)["due_in"] == pytest.approx(3600, abs=5)
+
+
 def test_a_late_word_of_the_first_delivery_does_not_count_for_the_second(store: Store) -> None:
     claim = store.running(tail=True)
     store.finish(claim)

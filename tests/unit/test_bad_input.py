@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, chain, group
+from kombu import Exchange
 
 from durable import Durable, Workflow, workflow
 from durable.errors import (
@@ -170,6 +171,11 @@ def test_properties_of_the_message_and_stamps_are_no_misspelt_options(
 ) -> None:
     with pytest.raises(DatabaseUnavailable):  # it got that far
         fulfil.apply_async(("o-42",), **{option: 1})
+
+
+def test_an_exchange_may_be_given_as_an_object(fulfil: Any) -> None:
+    with pytest.raises(DatabaseUnavailable):  # it got that far
+        fulfil.apply_async(("o-42",), exchange=Exchange("orders"))
 
 
 @pytest.mark.parametrize("option", ["idempotency_key", "transaction"])

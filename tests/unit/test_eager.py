@@ -12,7 +12,7 @@ from celery.result import EagerResult
 
 import durable
 from durable import Durable, RecoverableError, Workflow, step
-from durable.errors import ConfigurationError, NotInWorkflow
+from durable.errors import ConfigurationError, NotInWorkflow, UnsupportedByDurable
 
 attempts: list[int | None] = []
 
@@ -150,6 +150,16 @@ def test_verbs_answer_from_memory(app: Celery) -> None:
     assert answer[5:] == app.tasks["verbs"].apply_async(task_id=run_id).get()[5:]
 
 
+def test_a_state_that_means_the_end_is_refused(app: Celery) -> None:
+    @app.task(shared=False, base=Workflow, name="ends", bind=True)
+    def ends(self: Any, state: str) -> None:
+        self.update_state(state=state, meta={})
+
+    for state in ("SUCCESS", "FAILURE", "REVOKED"):
+        with pytest.raises(UnsupportedByDurable, match="a run ends by what its body returns"):
+            ends.delay(state).get()
+
+
 def test_what_needs_a_database_says_so(app: Celery) -> None:
     with pytest.raises(NotInWorkflow, match="runs inline"):
         app.tasks["stores"].delay().get()
@@ -165,6 +175,7 @@ def test_a_workflow_of_an_app_without_durable_says_so() -> None:
     def lonely() -> None:
         """Never run."""
 
-    with pytest.raises(ConfigurationError, match="has no Durable"):
-        lonely()
+    for call in (lonely, lonely.delay, lonely.s().apply_async):
+        with pytest.raises(ConfigurationError, match="has no Durable"):
+            call()
     app.close()

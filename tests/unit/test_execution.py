@@ -39,6 +39,11 @@ class Declined(Exception):
     """Of a module that is trusted."""
 
 
+@dataclass(frozen=True)
+class Immutable(Exception):
+    code: int
+
+
 class Shop:
     """Steps that count how often their bodies ran."""
 
@@ -132,6 +137,20 @@ def test_an_exception_that_is_not_rebuilt_stands_in_both_times(ledger: Ledger, s
     first, again = ledger.run(charge).error, ledger.run(charge).error
     assert type(first) is type(again) is StepError
     assert str(first) == str(again)
+
+
+def test_an_exception_that_takes_no_attributes_is_itself_all_the_same(
+    ledger: Ledger, shop: Shop
+) -> None:
+    charge = shop.step("charge", failing(Immutable(402)), dont_autoretry_for=(Exception,))
+
+    def body() -> int:
+        try:
+            return int(charge())
+        except Immutable as exc:
+            return exc.code
+
+    assert [ledger.run(body).value for _ in range(2)] == [402, 402]
 
 
 def test_a_failure_that_the_body_catches_is_caught_on_replay_too(

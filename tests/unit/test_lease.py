@@ -48,3 +48,11 @@ def test_children_see_what_the_main_process_renews_and_its_shutdown() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(read)
     os.close(write)
+
+
+def test_a_worker_that_begins_in_the_process_of_another_begins_anew() -> None:
+    lease = Lease(10.0, Monotonic())
+    lease.renew(100.0)
+    lease.begin_shutdown()
+    lease.reset()
+    assert (lease.held(), lease.shutting_down) == (False, False)

@@ -173,7 +173,9 @@ def test_a_function_whose_call_runs_nothing_is_refused(
 
 
 def test_what_has_no_name_is_asked_for_one() -> None:
-    with pytest.raises(OptionError, match=r"no name of its own: give it one with @step\(name=...\)"):
+    with pytest.raises(
+        OptionError, match=r"no name of its own: give it one with @step\(name=...\)"
+    ):
         step(partial(charge, "o-42"))
     assert step(name="charge o-42")(partial(charge, "o-42"))() == "o-42/0"
 
