@@ -79,6 +79,7 @@ class Durable:
 
     def _install(self) -> None:
         from durable.worker.step import DurableStep
+        from durable.worker.unknown import UnknownWorkflows
 
         app = self.app
         app.durable = self
@@ -86,6 +87,7 @@ class Durable:
         app.send_task = self.starter.send_task
         app.AsyncResult = _result_class(app)
         app.steps["worker"].add(DurableStep)
+        app.steps["consumer"].add(UnknownWorkflows)
         signals.task_postrun.connect(self._on_postrun, weak=False)
         beat.install(self)
 

@@ -28,7 +28,7 @@ class Current:
     Attributes:
         id: the run's id, which is the Celery task id.
         workflow: name of the workflow, which is the Celery task name.
-        attempt: how often the run was claimed so far, this time included.
+        attempt: number of this claim; take-overs count too, so there may be gaps.
         step: name of the step whose body is running; None between steps.
         step_attempt: number of this attempt of the step, from 1.
     """

@@ -83,6 +83,7 @@ class Workflow(Task):
             cls.durable_routing = {**cls.durable_routing, **routing}
         if cls.deadline is not None:
             parse_seconds(cls.deadline, name="deadline")
+        _refuse_misspelt(cls)
         refuse_suspending(cls.run, "a workflow")
         app = cls.__dict__.get("app")
         if app is not None and not issubclass(cls, app.Task):
@@ -302,6 +303,10 @@ def workflow(
         ... def greet(name: str) -> str:
         ...     return f"hello {name}"
     """
+    if function is not None and not callable(function):
+        raise OptionError(
+            f"@workflow goes on a function, not on {function!r}; options are given by keyword"
+        )
     if function is None:
         _check_options(base, options)
         return shared_task(base=base, **options)
@@ -348,3 +353,12 @@ def _check_options(base: type[Workflow], options: Mapping[str, Any]) -> None:
             raise OptionError(f"@workflow does not know the option {option!r}.{hint}")
     if "deadline" in options and options["deadline"] is not None:
         parse_seconds(options["deadline"], name="deadline")
+
+
+def _refuse_misspelt(cls: type[Workflow]) -> None:
+    """Refuse what looks like our own option; Celery's base classes take any attribute."""
+    for option in cls.__dict__:
+        if option != "deadline" and difflib.get_close_matches(option, ["deadline"], 1, 0.8):
+            raise OptionError(
+                f"{cls.__name__!r} has the option {option!r}. Did you mean 'deadline'?"
+            )

@@ -34,7 +34,6 @@ class NewRun:
     name: str
     input: str
     message: str
-    version: str | None = None
     queue: str | None = None
     delay: float | None = None
     deadline: float | None = None
@@ -42,7 +41,6 @@ class NewRun:
     rung: bool = True
     ring_again: float = 20.0
     tail: bool = False
-    parent: str | None = None
 
 
 class Claim(NamedTuple):
@@ -102,14 +100,12 @@ class RunRow:
 # close by is announced, as the dispatcher may sleep past it.
 _INSERT = """
 INSERT INTO durable.workflow_runs
-       (id, namespace_id, workflow_name, version, status, input, message, queue, rung, rung_at,
-        tail, context, available_at, deadline_at, expires_at)
-VALUES (%(id)s, %(namespace)s, %(name)s, %(version)s,
+       (id, namespace_id, workflow_name, status, input, message, queue, rung, rung_at, tail,
+        available_at, deadline_at, expires_at)
+VALUES (%(id)s, %(namespace)s, %(name)s,
         CASE WHEN %(delay)s::float8 IS NULL THEN 'pending' ELSE 'sleeping' END,
         %(input)s, %(message)s, %(queue)s, %(rung)s,
         CASE WHEN %(rung)s THEN now() END, %(tail)s,
-        CASE WHEN %(parent)s::text IS NULL THEN NULL
-             ELSE jsonb_build_object('started_by', %(parent)s::text) END,
         least(now() + make_interval(secs => coalesce(%(delay)s::float8,
                   CASE WHEN %(rung)s THEN %(ring_again)s::float8 ELSE 0 END)),
               now() + make_interval(secs => %(deadline)s::float8),
@@ -247,7 +243,7 @@ WITH parked AS (
                                ELSE least(now() + make_interval(secs => %(delay)s::float8),
                                           deadline_at, 'infinity') END,
            retries = retries + %(retries)s, generation = generation + %(retries)s,
-           reason = CASE WHEN control IS NULL THEN %(reason)s ELSE reason END, error = coalesce(%(error)s, error),
+           reason = CASE WHEN control IS NULL THEN %(reason)s ELSE reason END,
            child_pid = NULL, rung = false
      WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
     RETURNING id, namespace_id, available_at, generation
@@ -266,7 +262,7 @@ WITH parked AS (
      WHERE s.workflow_run_id = parked.id AND s.set_aside = 0 AND s.status = 'failed'
        AND %(retries)s = 1
 )
-SELECT CASE WHEN available_at < now() + make_interval(secs => %(near)s)
+SELECT CASE WHEN available_at < now() + interval '5 seconds'
             THEN pg_notify('durable', namespace_id) END
   FROM parked
 """
@@ -282,15 +278,12 @@ class Park:
         delay: seconds until due; None: until something wakes it.
         retry: whether this is a retry of the whole body; failed steps are
             then set aside, so that they run again.
-        near: seconds; a due time nearer than this is announced.
     """
 
     status: str
     reason: str
     delay: float | None = None
-    error: str | None = None
     retry: bool = False
-    near: float = 5.0
 
 
 def park(
@@ -312,9 +305,7 @@ def park(
         "status": how.status,
         "delay": how.delay,
         "reason": how.reason,
-        "error": how.error,
         "retries": int(how.retry),
-        "near": how.near,
         "branch": failed and failed.branch,
         "ordinal": failed and failed.ordinal,
         "step_name": failed and failed.name,

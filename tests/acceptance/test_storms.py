@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,8 +32,14 @@ def app_name() -> str:
 
 
 @pytest.fixture
-def app_settings(database_url: str, trace: Trace) -> dict[str, Any]:
-    return short_settings(database_url, trace.path)
+def app_settings(
+    request: pytest.FixtureRequest, database_url: str, trace: Trace, tmp_path: Path
+) -> dict[str, Any]:
+    settings = short_settings(database_url, trace.path)
+    if getattr(request, "param", ""):
+        (tmp_path / "results").mkdir()
+        settings["result_backend"] = (tmp_path / "results").as_uri()
+    return settings
 
 
 def messages(worker: WorkerNode) -> Counter[str]:
@@ -70,6 +77,7 @@ def test_no_worker_is_buried_while_every_processor_is_busy(
     assert_nobody_was_buried(*workers)
 
 
+@pytest.mark.parametrize("app_settings", ["with a result backend"], indirect=True)
 def test_a_workflow_that_no_worker_has_waits_until_one_does(
     app_module: ModuleType, start_worker: StartWorker, query: Query, trace: Trace
 ) -> None:
@@ -80,6 +88,7 @@ def test_a_workflow_that_no_worker_has_waits_until_one_does(
         app_module.walk.delay(f"other{number}", 1).get(timeout=10)
     assert run.state == "PENDING"
     assert run.run().status == "pending"
+    assert app_module.app.backend.get_state(run.id) == "PENDING"  # nor has Celery failed it
     assert without.logs().count("unregistered task") == 1  # the dispatcher knows better
 
     start_worker()

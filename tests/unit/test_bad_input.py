@@ -275,3 +275,16 @@ def test_a_second_durable_for_an_app_is_refused() -> None:
 def test_every_refusal_can_be_caught_as_one() -> None:
     for error in (OptionError, PayloadError, ConfigurationError, DatabaseUnavailable):
         assert issubclass(error, DurableError)
+
+
+def test_a_misspelt_deadline_of_an_app_task_is_refused() -> None:
+    app = Celery("misspelt", set_as_current=False)
+    with pytest.raises(OptionError, match=r"'dedline'\. Did you mean 'deadline'\?"):
+
+        @app.task(base=Workflow, dedline="7d", lazy=False, shared=False)
+        def fulfil() -> None: ...
+
+
+def test_workflow_on_something_that_is_no_function_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"@workflow goes on a function, not on 'fulfil'"):
+        workflow("fulfil")
