@@ -11,6 +11,7 @@
     ├── NonDeterministicWorkflow  the code asks for another step than the recorded one
     ├── UnsupportedByDurable      a Celery feature that has no durable meaning
     ├── StepError                 stands for a stored exception that is not rebuilt
+    ├── StepTimeout               a step took longer than its timeout
     ├── RunLost                   the run took its worker down too often
     ├── DeadlineExceeded          the run did not end in time
     ├── StoreError
@@ -80,6 +81,10 @@ class StepError(DurableError):
     def __str__(self) -> str:
         message = str(self.args[0])
         return f"{self.type_name}: {message}" if self.type_name else message
+
+
+class StepTimeout(DurableError, TimeoutError):
+    """A step took longer than its ``timeout=``; tried again like any time-out."""
 
 
 class RunLost(DurableError):

@@ -22,6 +22,7 @@ from durable.history import History, Recorded
 from durable.journal import Parking
 from durable.store.runs import Park
 from durable.store.steps import StepAttempt, Written
+from durable.timeouts import limited
 
 if TYPE_CHECKING:
     from durable.classify import Classifier
@@ -170,7 +171,13 @@ class Execution:
         past = self._past(ordinal, step.name)
         if past and past[-1].settled:
             return self._replayed(past[-1])
-        return self._perform(step, ordinal, list(past), lambda: step.function(*args, **kwargs))
+        return self._perform(step, ordinal, list(past), lambda: self._call(step, args, kwargs))
+
+    def _call(self, step: Step[Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if step.timeout is None:
+            return step.function(*args, **kwargs)
+        with limited(step.timeout, step.name, self.services.clock.monotonic):
+            return step.function(*args, **kwargs)
 
     def _past(self, ordinal: int, name: str) -> tuple[Recorded, ...]:
         try:

@@ -9,6 +9,7 @@ from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from durable.context import active, running
+from durable.durations import parse_seconds
 from durable.errors import OptionError
 from durable.retry import RetryPolicy
 
@@ -34,12 +35,20 @@ class Step(Generic[P, R]):
         name: what the history calls it.
         policy: when and how often a failed attempt is repeated.
         function: the plain function.
+        timeout: seconds that an attempt may take; None: any number.
     """
 
-    def __init__(self, function: Callable[P, R], name: str, policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        function: Callable[P, R],
+        name: str,
+        policy: RetryPolicy,
+        timeout: float | None = None,
+    ) -> None:
         self.function = function
         self.name = name
         self.policy = policy
+        self.timeout = timeout
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -103,6 +112,10 @@ def step(
         transient_tries: quick tries in a row of a transient error, 3 by default.
         retry_unknown_outcome: whether to repeat what may have been executed
             already, such as a call that timed out; True by default.
+        timeout: duration that an attempt may take, such as ``"30s"``; no limit
+            by default. Then it fails with `StepTimeout` and is tried again like
+            any time-out. The pools prefork, solo and gevent interrupt the body;
+            in a thread it runs to its end and fails then.
         **options: these, from ``max_retries`` on.
 
     Raises:
@@ -162,7 +175,12 @@ def _make(function: Callable[..., Any], name: str | None, options: dict[str, Any
         _check_name(name, "@step(name=...)")
     name = name or f"{function.__module__}.{function.__qualname__}"
     _register(name, function)
-    return Step(function, name, RetryPolicy.from_options(**options))
+    timeout = options.pop("timeout", None)
+    if timeout is not None:
+        timeout = parse_seconds(timeout, name="timeout")
+        if not timeout:
+            raise OptionError("timeout=0 leaves a step no time; None means no limit")
+    return Step(function, name, RetryPolicy.from_options(**options), timeout)
 
 
 def refuse_suspending(function: Callable[..., Any], where: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from durable.classify.verdict import (
     PERMANENT,
     RECOVERABLE,
+    RECOVERABLE_UNKNOWN,
     TRANSIENT,
     Case,
     RetryClass,
@@ -47,6 +48,7 @@ DURABLE: Table = {
     "durable.errors": {
         "DatabaseUnavailable": RECOVERABLE,
         "DatabaseReadOnly": RECOVERABLE,
+        "StepTimeout": RECOVERABLE_UNKNOWN,
         "DurableError": PERMANENT,
     }
 }
