@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from tests.acceptance.conftest import Query, Trace
 from tests.conftest import StartWorker
 from tests.harness import WorkerNode, every_broker, wait_for
@@ -44,3 +46,13 @@ def test_a_killed_worker_is_taken_over_by_another(
 
     assert run.get(timeout=10) == [0, 1, 2]
     assert trace.count() == {"gate 0": 1, "gate 1": 2, "gate 2": 1}
+
+
+@pytest.mark.parametrize("worker_pool", ["prefork", "gevent"], indirect=True)
+def test_a_step_that_hangs_is_interrupted_at_its_timeout_and_tried_again(
+    app_module: ModuleType, celery_worker: WorkerNode, trace: Trace
+) -> None:
+    run = app_module.hangs.delay()
+    assert run.get(timeout=10) == 2
+    assert trace.lines() == ["hang 1", "hang 2"]
+    assert [attempt.status for attempt in run.steps()] == ["failed", "succeeded"]

@@ -67,6 +67,16 @@ def flaky(failures: int) -> int:
     return attempt
 
 
+@step(timeout="200ms", retry_backoff=0.1)
+def hang_once() -> int:
+    """Take for ever the first time, then tell the number of the attempt."""
+    attempt = durable.current().step_attempt or 0
+    trace("hang", attempt)
+    if attempt == 1:
+        time.sleep(600)
+    return attempt
+
+
 @step
 def refuse(message: str) -> None:
     trace("refuse")
@@ -96,6 +106,11 @@ def gates(count: int, path: str, at: int = 0) -> list[int]:
 def retries(failures: int) -> int:
     add(0, 0)
     return flaky(failures)
+
+
+@app.task(name="basic.hangs", base=Workflow)
+def hangs() -> int:
+    return hang_once()
 
 
 @app.task(name="basic.fails", base=Workflow)
