@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from celery.utils.log import get_logger
@@ -56,6 +56,7 @@ class Heartbeat(Duty):
         self._reaper: Reaper | None = None
         self._conn: Connection | None = None
         self._swept_at = monotonic()
+        self._suspects: Mapping[str, int] = {}
         self.peers: list[Peer] = []
 
     def tick(self) -> None:
@@ -88,8 +89,12 @@ class Heartbeat(Duty):
         # The requests are looked at after the answer: one that has ended in
         # between only makes its run look like an orphan, and the attempt in
         # the statement tells. The other way round a fresh claim would.
+        # Seen twice, since a request that Celery forgot with a broken broker
+        # connection may be on its way to a child, which is about to claim.
         active = self._active()
-        orphans = {run: attempt for run, attempt in pulse.held.items() if run not in active}
+        unknown = {run: attempt for run, attempt in pulse.held.items() if run not in active}
+        orphans = dict(unknown.items() & self._suspects.items())
+        self._suspects = unknown
         if orphans:
             released = workers.release_orphans(conn, own_id, orphans, self._recovery)
             logger.warning("released runs that no request stands for: %s", released)

@@ -115,7 +115,7 @@ class Keeper:
     def _report(self) -> Beat:
         worker, durable = self._worker, self._durable
         concurrency = _concurrency(worker)
-        free = max(0, concurrency - len(state.reserved_requests))
+        free = max(0, concurrency - len(_requests()))
         self._idle_beats = self._idle_beats + 1 if free else 0
         return Beat(
             id=durable.worker_id,
@@ -152,11 +152,15 @@ def _concurrency(worker: Any) -> int:
     )
 
 
-def _requests() -> list[Any]:
-    """Copy Celery's set of requests, which other threads change."""
+def _requests() -> set[Any]:
+    """Copy Celery's sets of requests, which other threads change.
+
+    Both: when the broker's connection is lost, Celery forgets what it had
+    reserved, also (up to 5.5) what is being executed.
+    """
     while True:
         try:
-            return list(state.reserved_requests)
+            return {*state.reserved_requests, *state.active_requests}
         except RuntimeError:
             continue
 
