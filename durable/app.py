@@ -217,7 +217,13 @@ class Durable:
         lease with a pause, or a worker that cannot beat would ring for itself
         without end.
         """
-        delay = 0.0 if self.lease.shutting_down else _LEASE_REST
+        self.ring_again(run_id, 0.0 if self.lease.shutting_down else _LEASE_REST)
+
+    def ring_again(self, run_id: str, delay: float = 0.0) -> None:
+        """Have the dispatchers send a run's message again, ``delay`` seconds from now.
+
+        Without Postgres it is later: when they notice that nobody has claimed it.
+        """
         try:
             self.database.call(runs.unring, [run_id], delay=delay)
         except StoreError as exc:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +11,12 @@ from kombu.connection import ConnectionPool
 from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.pools import ProducerPool
 
+from durable import forks
+
 if TYPE_CHECKING:
     from celery import Celery
 
 logger = get_logger(__name__)
-
-#: Pools of the parent, kept in a forked child so that nothing closes them:
-#: closing would say goodbye on a socket that the parent still uses.
-_inherited: list[object] = []
 
 
 class _Connections(ConnectionPool):
@@ -56,8 +52,7 @@ class Publisher:
         self._timeout = timeout
         self._monotonic = monotonic
         self._pool: ProducerPool | None = None
-        forked = weakref.WeakMethod(self._after_fork)
-        os.register_at_fork(after_in_child=lambda: (method := forked()) and method())
+        forks.call_in_child(self._after_fork)
 
     def publish(self, send: Callable[[Any], object], *, retry: bool = True) -> None:
         """Call ``send(producer)``; once more if it fails at once, on a connection made anew.
@@ -109,7 +104,7 @@ class Publisher:
         return _Producers(connections, limit=limit, Producer=app.amqp.Producer)
 
     def _after_fork(self) -> None:
-        _inherited.append(self._pool)
+        forks.keep_inherited(self._pool)
         self._pool = None
 
 

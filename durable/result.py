@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -108,7 +107,7 @@ class DurableResult(AsyncResult):
             return self._cache
         durable = self._durable
         outcome = None
-        if _is_run_id(self.id):
+        if runs.is_run_id(self.id):
             outcome = durable.database.call(runs.outcome, self.id, durable.settings.namespace)
         if outcome is None:
             return self._meta_of_celery()
@@ -139,7 +138,7 @@ class DurableResult(AsyncResult):
             RunNotFound: there is no such run in this namespace.
         """
         durable, row = self._durable, None
-        if _is_run_id(self.id):
+        if runs.is_run_id(self.id):
             row = durable.database.call(runs.get, self.id, durable.settings.namespace)
         if row is None:
             raise self._missing()
@@ -147,13 +146,13 @@ class DurableResult(AsyncResult):
 
     def _missing(self) -> RunNotFound:
         durable = self._durable
-        if not _is_run_id(self.id):
+        if not runs.is_run_id(self.id):
             return RunNotFound(f"{self.id!r} is not the id of a run, which is a UUID")
         return durable.database.call(runs.missing, self.id, durable.settings.namespace)
 
     def steps(self) -> list[StepRow]:
         """Load the attempts of the run's steps, in order."""
-        if not _is_run_id(self.id):
+        if not runs.is_run_id(self.id):
             return []
         durable = self._durable
         return durable.database.call(steps.of_run, self.id, durable.settings.namespace)
@@ -164,7 +163,7 @@ class DurableResult(AsyncResult):
         Returns:
             Whether there was something to cancel: False for a run that has ended.
         """
-        if not _is_run_id(self.id):
+        if not runs.is_run_id(self.id):
             return False
         durable = self._durable
         found = durable.database.call(runs.cancel, [self.id], durable.settings.namespace, reason)
@@ -180,15 +179,6 @@ class DurableResult(AsyncResult):
         self._cache = None
         if self._durable.has_backend:
             super().forget()
-
-
-def _is_run_id(task_id: str) -> bool:
-    """Tell ids of runs from those that a user gave to plain tasks."""
-    try:
-        uuid.UUID(task_id)
-    except ValueError:
-        return False
-    return True
 
 
 def _as_celery(outcome: runs.Outcome, durable: Durable) -> tuple[str, Any]:

@@ -24,7 +24,7 @@ from kombu.utils.json import loads as load_message
 
 from durable.beat import id_of_entry
 from durable.durations import LONGEST, parse_seconds
-from durable.errors import OptionError, StoreError
+from durable.errors import OptionError
 from durable.publisher import Publisher
 from durable.store import runs
 
@@ -221,10 +221,7 @@ class Starter:
                 exc,
             )
             self._durable.broker_failed()
-            try:
-                self._durable.database.call(runs.unring, [run_id])
-            except StoreError:
-                logger.warning("run %s: rung again after durable_ring_interval", run_id)
+            self._durable.ring_again(run_id)
 
     def _publish(self, call: _Call, run_id: str, message: dict[str, Any]) -> None:
         options, backend = call.options, self._app.backend

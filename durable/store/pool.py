@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 from psycopg.adapt import Loader
 
+from durable import forks
 from durable.errors import StoreError
 from durable.store.connections import Connection, Connections
 from durable.store.errors import is_disconnect, is_hopeless, translated
@@ -22,10 +21,6 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-#: Connections of the parent, kept in a forked child so that nothing closes them:
-#: closing would say goodbye on a socket that the parent still uses.
-_inherited: list[object] = []
 
 
 class _JsonText(Loader):
@@ -68,8 +63,7 @@ class Database:
         self._jitter = jitter
         self._checked = False
         self._connections = self._new_connections()
-        forked = weakref.WeakMethod(self._after_fork)
-        os.register_at_fork(after_in_child=lambda: (method := forked()) and method())
+        forks.call_in_child(self._after_fork)
 
     @property
     def url(self) -> str:
@@ -163,7 +157,7 @@ class Database:
 
     def _after_fork(self) -> None:
         """Forget the parent's connections."""
-        _inherited.append(self._connections)
+        forks.keep_inherited(self._connections)
         self._connections = self._new_connections()
 
     def _connection_options(self) -> dict[str, Any]:

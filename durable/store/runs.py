@@ -7,6 +7,7 @@ every write of a worker names the one it was given.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,6 +24,15 @@ from durable.store.steps import StepAttempt
 CHANNEL = "durable"
 
 ENDED = frozenset({"succeeded", "failed", "canceled"})
+
+
+def is_run_id(task_id: str) -> bool:
+    """Tell ids of runs, which are UUIDs, from those that a user gave to plain tasks."""
+    try:
+        uuid.UUID(task_id)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

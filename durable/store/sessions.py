@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from typing import TYPE_CHECKING, Any
 
+from durable import forks
 from durable.store.errors import is_disconnect
 from durable.store.steps import StepAttempt, Written, record_in
 
@@ -23,8 +22,7 @@ class Sessions:
         self._database = database
         self._pool_size = pool_size
         self._engine: Engine | None = None
-        forked = weakref.WeakMethod(self._after_fork)
-        os.register_at_fork(after_in_child=lambda: (method := forked()) and method())
+        forks.call_in_child(self._after_fork)
 
     def open(self) -> StepTransaction:
         """Begin the transaction of one attempt of one step."""

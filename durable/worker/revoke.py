@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from celery.platforms import signals as _signals
@@ -49,7 +48,7 @@ def install(durable: Durable) -> None:
 
 def _cancel(durable: Durable, ids: set[str]) -> set[str]:
     """Cancel those that are runs; return which are."""
-    possible = [each for each in ids if _is_uuid(each)]
+    possible = [each for each in ids if runs.is_run_id(each)]
     namespace = durable.settings.namespace
     try:
         durable.database.call(runs.cancel, possible, namespace, "revoked")
@@ -70,11 +69,3 @@ def _kill(state: Any, ids: set[str], signal: str | None) -> None:
                 logger.warning(
                     "this pool cannot terminate run %s; it ends at its next step", request.id
                 )
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        uuid.UUID(text)
-    except ValueError:
-        return False
-    return True

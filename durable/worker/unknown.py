@@ -7,9 +7,7 @@ from typing import Any
 from celery import bootsteps
 from celery.utils.log import get_logger
 
-from durable.errors import StoreError
 from durable.start import DOORBELL
-from durable.store import runs
 
 logger = get_logger(__name__)
 
@@ -41,9 +39,6 @@ class UnknownWorkflows(bootsteps.StartStopStep):
                 name,
             )
             message.reject_log_error(logger, parent.connection_errors)
-            try:
-                return durable.database.call(runs.unring, [run_id], _REST)
-            except StoreError:
-                logger.warning("run %s is rung again after durable_ring_interval", run_id)
+            return durable.ring_again(run_id, _REST)
 
         parent.on_unknown_task = on_unknown_task

@@ -130,9 +130,9 @@ def test_a_child_that_drops_what_it_inherited_does_not_harm_the_parent(
     def drop() -> bool:
         import gc
 
-        from durable.store import pool
+        from durable import forks
 
-        pool._inherited.clear()
+        forks._inherited.clear()
         gc.collect()
         return True
 
