@@ -11,12 +11,14 @@ from durable.context import (
     set_progress,
     uuid4,
 )
-from durable.errors import PermanentError, RecoverableError, TransientError
+from durable.errors import EventTimeout, PermanentError, RecoverableError, TransientError
 from durable.steps import run_step, step
 from durable.task import Workflow, workflow
+from durable.waiting import send_event, sleep, sleep_until, wait_for_event
 
 __all__ = [
     "Durable",
+    "EventTimeout",
     "PermanentError",
     "RecoverableError",
     "TransientError",
@@ -27,9 +29,13 @@ __all__ = [
     "now",
     "random",
     "run_step",
+    "send_event",
     "session",
     "set_progress",
+    "sleep",
+    "sleep_until",
     "step",
     "uuid4",
+    "wait_for_event",
     "workflow",
 ]

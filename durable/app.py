@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.backends.base import DisabledBackend
 from celery.utils.log import get_logger
 
-from durable import beat, boundary
+from durable import beat, boundary, canvas, context, outcomes
 from durable.classify import Classifier
 from durable.clock import SYSTEM, Clock
 from durable.codec import Codec
@@ -23,14 +23,17 @@ from durable.errors import (
     RunNotFound,
     StoreError,
 )
-from durable.execution import Services
+from durable.execution import SENDING, Services
 from durable.lease import Lease
-from durable.result import DurableResult
+from durable.result import DurableGroupResult, DurableResult
 from durable.start import Starter
-from durable.store import runs
+from durable.steps import Step
+from durable.store import events, queries, runs
+from durable.store.events import NewEvent
 from durable.store.pool import Database
 from durable.store.sessions import Sessions
 from durable.task import Workflow
+from durable.waiting import check_event_type
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -86,10 +89,13 @@ class Durable:
         self.starter = Starter(self, app.send_task)
         app.send_task = self.starter.send_task
         app.AsyncResult = _result_class(app)
+        app.GroupResult = app.subclass_with_self(DurableGroupResult, name="GroupResult")
         app.steps["worker"].add(DurableStep)
         app.steps["consumer"].add(UnknownWorkflows)
         signals.task_postrun.connect(self._on_postrun, weak=False)
         beat.install(self)
+        canvas.install()
+        outcomes.install(self)
 
     # --- made at first use
 
@@ -193,21 +199,22 @@ class Durable:
             tail_timeout=self.settings.tail_timeout,
         )
         if claimed is None:
-            self._complain_of_foreign(run_id, namespace)
+            self._complain_of_stray(run_id, namespace)
         return claimed
 
-    def _complain_of_foreign(self, run_id: str, namespace: str) -> None:
+    def _complain_of_stray(self, run_id: str, namespace: str) -> None:
         """A message of another namespace or database is a mistake that costs both dearly."""
-        try:
-            if self.database.call(runs.outcome, run_id, namespace) is None:
-                logger.error(
-                    "there is no run %s in this worker's database: is durable_database_url the"
-                    " same where it was started?",
-                    run_id,
-                )
-        except RunNotFound as exc:
-            logger.error(  # noqa: TRY400 - a mistake in the configuration
-                "%s: give each namespace queues of its own, or a broker", exc
+        theirs = self.database.call(queries.namespace_of, run_id)
+        if theirs is None:
+            logger.error(
+                "there is no run %s in this worker's database: is durable_database_url the"
+                " same where it was started?",
+                run_id,
+            )
+        elif theirs != namespace:
+            logger.error(
+                "%s: give each namespace queues of its own, or a broker",
+                queries.foreign(run_id, theirs, namespace),
             )
 
     def _decline(self, run_id: str) -> None:
@@ -228,6 +235,40 @@ class Durable:
             self.database.call(runs.unring, [run_id], delay=delay)
         except StoreError as exc:
             logger.warning("run %s: rung again after durable_ring_interval: %s", run_id, exc)
+
+    def send_event(
+        self,
+        run_id: str,
+        event_type: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Send an event to a run; see `durable.send_event`."""
+        check_event_type(event_type)
+        if not queries.is_run_id(run_id):
+            raise RunNotFound(f"{run_id!r} is not the id of a run, which is a UUID")
+        execution = context.running.get()
+        if execution is not None and not (execution.in_step or execution.journal.inline):
+            send = partial(self._send_event, run_id, event_type, payload, idempotency_key)
+            sent: str = execution.step(Step(send, "send_event", SENDING), (), {}, "dispatch")
+            return sent
+        return self._send_event(run_id, event_type, payload, idempotency_key)
+
+    def _send_event(
+        self, run_id: str, event_type: str, payload: Any, idempotency_key: str | None
+    ) -> str:
+        execution = context.running.get()
+        inline = execution is None or execution.journal.inline
+        event = NewEvent(
+            id=self.clock.uuid() if execution is None or inline else execution.new_task_id(),
+            run_id=run_id,
+            namespace=self.settings.namespace,
+            type=event_type,
+            payload=self.codec.encode(payload, f"the payload of event {event_type!r}"),
+            idempotency_key=idempotency_key,
+        )
+        return self.database.call(events.send, event)
 
     def cancel(self, run_id: str, reason: str) -> None:
         """Cancel a run for Celery's sake; it is rung again if the database is away."""

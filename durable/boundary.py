@@ -24,13 +24,13 @@ from durable.errors import (
     Suspend,
     TransientError,
 )
-from durable.execution import Execution, is_from_step
+from durable.execution import Execution, is_settled
 from durable.failures import decode_failure
 from durable.history import History
 from durable.journal import MemoryJournal, Parking, PostgresJournal
 from durable.retry import RetryPolicy
 from durable.start import DOORBELL
-from durable.store import runs
+from durable.store import queries, runs
 from durable.store.runs import ENDED, Park
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class _Attempt:
             history=history,
             journal=self.journal,
             services=durable.services,
+            generation=claim.generation,
         )
 
     def run(self, body: Body) -> Any:
@@ -209,7 +210,7 @@ class _Attempt:
 
     def _retry_delay(self, exc: Exception) -> float | None:
         """Judge an error of the body itself: only the retry classes repeat it."""
-        if is_from_step(exc) or not isinstance(exc, (TransientError, RecoverableError)):
+        if is_settled(exc) or not isinstance(exc, (TransientError, RecoverableError)):
             return None
         limit = self.task.max_retries
         if limit is not None and self.claim.retries >= limit:
@@ -222,7 +223,7 @@ class _Attempt:
     def _end_canceled(self) -> Any:
         self._finish("canceled", reason="canceled")
         durable = self.durable
-        row = durable.database.patiently(runs.get, self.claim.id, durable.settings.namespace)
+        row = durable.database.patiently(queries.get, self.claim.id, durable.settings.namespace)
         return self._tell_canceled((row and row.reason) or "canceled")
 
     def _suspended(self) -> Any:
@@ -312,10 +313,8 @@ class _Attempt:
         raise Ignore(reason)
 
     def _expect(self, state: str) -> None:
-        """Note which state means, in ``task_postrun``, that Celery delivered the outcome."""
+        """Note the outcome as Celery's state: what it may tell, and whose delivery counts."""
         self.request.durable_outcome = state
-        if self.claim.tail:
-            self.request.durable_delivers = state
 
 
 def ignores_result(task: Workflow, request: Context) -> bool:
@@ -326,13 +325,15 @@ def ignores_result(task: Workflow, request: Context) -> bool:
 
 def confirm_tail(durable: Durable, request: Context, state: str | None) -> None:
     """Note that Celery has delivered callbacks, chain, chord count and result of a run."""
-    expected = request.__dict__.pop("durable_delivers", None)
+    claim: runs.Claim | None = request.__dict__.get("durable_claim")
+    outcome = request.__dict__.get("durable_outcome")
+    if claim is None or not claim.tail or outcome is None:
+        return
     # Celery says SUCCESS also when the backend did not take the result, and nothing
     # at all when a hook failed, after all was delivered.
     told = request.__dict__.get("durable_done", False)
-    if expected is None or not (state == expected if expected == states.IGNORED else told):
+    if not (state == outcome if outcome == states.IGNORED else told):
         return
-    claim: runs.Claim = request.__dict__["durable_claim"]
     try:
         durable.database.call(runs.tail_done, claim.id, claim.attempt)
     except Exception:

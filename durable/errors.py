@@ -8,6 +8,8 @@
     ├── PayloadError              a value cannot be stored as it is
     ├── NotInWorkflow             a verb was called outside a run
     ├── RunNotFound               no such run in this namespace
+    ├── RunEnded                  the run has ended, it takes no more events
+    ├── EventTimeout              no event came in time
     ├── NonDeterministicWorkflow  the code asks for another step than the recorded one
     ├── UnsupportedByDurable      a Celery feature that has no durable meaning
     ├── StepError                 stands for a stored exception that is not rebuilt
@@ -56,6 +58,36 @@ class NotInWorkflow(DurableError, RuntimeError):
 
 class RunNotFound(DurableError, LookupError):
     """There is no run of that id in this namespace."""
+
+
+class RunEnded(DurableError):
+    """The run has ended: nothing more can be sent to it."""
+
+
+class EventTimeout(DurableError, TimeoutError):
+    """No event of the awaited type came in time.
+
+    Attributes:
+        event_type: the type that `durable.wait_for_event` waited for.
+
+    Example:
+        >>> @durable.workflow
+        ... def approve(order_id: str) -> str:
+        ...     try:
+        ...         durable.wait_for_event("approval", timeout=0.1)
+        ...     except durable.EventTimeout:
+        ...         return f"{order_id} is refused"
+        ...     return f"{order_id} is approved"
+        >>> approve.delay("o-42").get(timeout=30)
+        'o-42 is refused'
+    """
+
+    def __init__(self, message: str, event_type: str = "") -> None:
+        super().__init__(message)
+        self.event_type = event_type
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return EventTimeout, (str(self), self.event_type)
 
 
 class NonDeterministicWorkflow(DurableError):

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +21,11 @@ from durable.errors import (
 from durable.failures import decode_failure, encode_failure
 from durable.history import History, Recorded
 from durable.journal import Parking
+from durable.retry import RetryPolicy
+from durable.steps import Step
 from durable.store.runs import Park
 from durable.store.steps import StepAttempt, Written
+from durable.store.waits import Place
 from durable.timeouts import limited
 
 if TYPE_CHECKING:
@@ -30,9 +34,15 @@ if TYPE_CHECKING:
     from durable.codec import Codec
     from durable.journal import Journal
     from durable.retry import Decision
-    from durable.steps import Step
     from durable.store.sessions import StepTransaction
+    from durable.store.waits import Wait
 
+
+#: The line of steps that this thread, greenlet or asyncio task is executing.
+_branch: ContextVar[Branch] = ContextVar("durable_branch")
+
+#: How often the broker or the database is asked to take what the body sends.
+SENDING = RetryPolicy(max_retries=None)
 
 #: Before a step runs again whose session could not be committed, in seconds.
 _COMMIT_PAUSE = 0.2
@@ -50,11 +60,17 @@ class Services:
 
 @dataclass(slots=True)
 class Branch:
-    """A line of steps, one after the other. The body of a workflow is branch ``""``."""
+    """A line of steps, one after the other. The body of a workflow is branch ``""``.
+
+    Attributes:
+        path: the number of each branch from the outermost to this one.
+        frame: the step whose body is running in it; None between steps.
+    """
 
     path: str = ""
     next_ordinal: int = 0
     draws: int = 0
+    frame: Frame | None = None
 
     def take(self) -> int:
         """Take the next place in the line."""
@@ -77,7 +93,9 @@ class Frame:
     branch: str
     ordinal: int
     attempt: int
+    kind: str = "run"
     transaction: StepTransaction | None = None
+    tasks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +111,21 @@ class Suspension:
     reason: str
     due_in: float | None = None
     cause: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Something that a run waits for.
+
+    Attributes:
+        ask: begins the wait, or looks whether it is over; None: fenced.
+        status: of the run meanwhile, ``sleeping`` or ``waiting``.
+        reason: likewise, for people.
+    """
+
+    ask: Callable[[], Wait | None]
+    status: str
+    reason: str
 
 
 class _Success(NamedTuple):
@@ -121,23 +154,36 @@ class Execution:
     history: History
     journal: Journal
     services: Services
-    branch: Branch = field(default_factory=Branch)
-    frame: Frame | None = None
+    generation: int = 0
+    root: Branch = field(default_factory=Branch)
     suspension: Suspension | None = None
+    started_tasks: set[str] = field(default_factory=set)
+
+    @property
+    def branch(self) -> Branch:
+        """The line of steps that the calling code belongs to."""
+        return _branch.get(None) or self.root
+
+    @property
+    def frame(self) -> Frame | None:
+        """The step whose body the calling code belongs to."""
+        return self.branch.frame
 
     @property
     def in_step(self) -> bool:
         """Whether a step's body is running, in which everything is a plain call."""
-        return self.frame is not None
+        return self.branch.frame is not None
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make this the run that `durable.*` verbs speak of."""
+        branch = _branch.set(self.root)
         token = context.running.set(self)
         try:
             yield
         finally:
             context.running.reset(token)
+            _branch.reset(branch)
 
     def check(self) -> None:
         """Raise `Suspend` again if this execution has stopped already."""
@@ -164,14 +210,21 @@ class Execution:
 
     # --- steps
 
-    def step(self, step: Step[Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def step(
+        self,
+        step: Step[Any, Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        kind: str = "run",
+    ) -> Any:
         """Return the recorded outcome of the step at this place, or produce it."""
         self.check()
         ordinal = self.branch.take()
         past = self._past(ordinal, step.name)
         if past and past[-1].settled:
             return self._replayed(past[-1])
-        return self._perform(step, ordinal, list(past), lambda: self._call(step, args, kwargs))
+        body = lambda: self._call(step, args, kwargs)  # noqa: E731
+        return self._perform(step, kind, ordinal, list(past), body)
 
     def _call(self, step: Step[Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if step.timeout is None:
@@ -191,15 +244,20 @@ class Execution:
     def _replayed(self, step: Recorded) -> Any:
         if step.status == "succeeded":
             return self.services.codec.decode(step.output or "null")
-        raise _from_step(decode_failure(step.error or "null", self.services.codec))
+        raise settled(decode_failure(step.error or "null", self.services.codec))
 
     def _perform(
-        self, step: Step[Any, Any], ordinal: int, past: list[Recorded], body: Callable[[], Any]
+        self,
+        step: Step[Any, Any],
+        kind: str,
+        ordinal: int,
+        past: list[Recorded],
+        body: Callable[[], Any],
     ) -> Any:
         while True:
             self.journal.before_body(self)
             number = past[-1].attempt + 1 if past else 1
-            frame = Frame(step.name, self.branch.path, ordinal, number)
+            frame = Frame(step.name, self.branch.path, ordinal, number, kind)
             outcome = self._attempt(frame, body)
             if isinstance(outcome, _Success):
                 return self.services.codec.decode(outcome.output)
@@ -211,7 +269,8 @@ class Execution:
     def _attempt(self, frame: Frame, body: Callable[[], Any]) -> _Success | _Failure | None:
         clock = self.services.clock.monotonic
         started = clock()
-        self.frame = frame
+        branch = self.branch
+        branch.frame = frame
         try:
             value = body()
         except Exception as exc:  # noqa: BLE001 - whatever a step raises is its outcome
@@ -221,7 +280,7 @@ class Execution:
             self._roll_back(frame)
             raise
         finally:
-            self.frame = None
+            branch.frame = None
         try:
             output = self.services.codec.encode(value, f"the result of step {frame.name!r}")
             success = _Success(output, clock() - started)
@@ -270,7 +329,6 @@ class Execution:
         status: str,
         seconds: float,
         *,
-        kind: str = "run",
         output: str | None = None,
         error: str | None = None,
         verdict: str | None = None,
@@ -282,7 +340,7 @@ class Execution:
             frame.ordinal,
             frame.name,
             frame.attempt,
-            kind,
+            frame.kind,
             status,
             seconds,
             output,
@@ -311,14 +369,14 @@ class Execution:
         else:
             self._write(record)
             if decision.final:
-                raise _from_step(decode_failure(error, self.services.codec)) from exc
+                raise settled(decode_failure(error, self.services.codec)) from exc
             self.services.clock.sleep(decision.delay)
         return Recorded(
             frame.branch,
             frame.ordinal,
             frame.name,
             frame.attempt,
-            "run",
+            frame.kind,
             "failed",
             None,
             error,
@@ -361,8 +419,8 @@ class Execution:
             return self._replayed(past[-1])
         self.journal.before_body(self)
         output = self.services.codec.encode(self.journal.database_now(), name)
-        frame = Frame(name, self.branch.path, ordinal, 1)
-        self._write(self._record(frame, "succeeded", 0.0, kind="value", output=output))
+        frame = Frame(name, self.branch.path, ordinal, 1, "value")
+        self._write(self._record(frame, "succeeded", 0.0, output=output))
         return self.services.codec.decode(output)
 
     def derived_key(self) -> str:
@@ -374,6 +432,71 @@ class Execution:
                 " use the standard library: the step's result is recorded anyway"
             )
         return f"{self.id}/{self.branch.path}/{self.branch.draw()}"
+
+    # --- what waits
+
+    def place(self, verb: str, name: str) -> tuple[Place, Recorded | None]:
+        """Take the next place, for something to wait for; and what is recorded there, if it is over.
+
+        Raises:
+            NotInWorkflow: in a step.
+        """
+        self.check()
+        self.refuse_in_step(verb)
+        branch = self.branch
+        ordinal = branch.take()
+        past = self._past(ordinal, name)
+        over = past[-1] if past and past[-1].settled else None
+        return Place(self.id, self.attempt, branch.path, ordinal, name), over
+
+    def refuse_in_step(self, verb: str) -> None:
+        """Raise `NotInWorkflow` in a step, which cannot give the worker back."""
+        if self.in_step:
+            raise NotInWorkflow(
+                f"durable.{verb}() belongs in the body of a workflow: a step keeps its worker, it"
+                " cannot wait for hours. Wait between two steps"
+            )
+
+    def ask(self, ask: Callable[[], Wait | None]) -> Wait:
+        """Look whether a wait is over."""
+        self.journal.before_body(self)
+        wait = ask()
+        if wait is None:
+            raise self.suspend("fenced")
+        return wait
+
+    def wait(self, waiting: Waiting) -> Wait:
+        """Look whether a wait is over; park until it may be."""
+        wait = self.ask(waiting.ask)
+        if wait.over:
+            return wait
+        suspend = self.park(Park(waiting.status, waiting.reason, delay=wait.due_in))
+        assert suspend is not None  # what is executed inline has not got here
+        raise suspend
+
+    # --- other tasks
+
+    def new_task_id(self) -> str:
+        """Return an id for a task to be started here: the same on every replay."""
+        frame = self.frame
+        if frame is None:
+            seed = f"{self.branch.path}/{self.branch.draw()}"
+        else:
+            frame.tasks += 1
+            seed = f"{frame.branch}/{frame.ordinal}/{frame.name}/{frame.tasks}"
+        return str(uuid.uuid5(uuid.UUID(self.id), f"task/{self.generation}/{seed}"))
+
+    def dispatch(self, name: str, send: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Start tasks once, however often the body replays.
+
+        Args:
+            name: of the task or canvas.
+            send: starts it; returns what the handle is made of, and under
+                ``ids`` the ids of the tasks whose outcome can be waited for.
+        """
+        started: Mapping[str, Any] = self.step(Step(send, name, SENDING), (), {}, "dispatch")
+        self.started_tasks.update(started["ids"])
+        return started
 
     def idempotency_key(self) -> str:
         """Return the running step's key for outside calls."""
@@ -415,12 +538,13 @@ class Execution:
         return self.frame
 
 
-def is_from_step(exc: BaseException) -> bool:
+def is_settled(exc: BaseException) -> bool:
     """Tell whether an exception is a step's recorded, final one."""
     return getattr(exc, "durable_settled", False) is True
 
 
-def _from_step(exc: BaseException) -> BaseException:
+def settled(exc: BaseException) -> BaseException:
+    """Mark an exception as one that was recorded as final: the body is not repeated for it."""
     exc.__dict__["durable_settled"] = True  # a frozen dataclass takes no attributes
     return exc
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from durable.errors import NonDeterministicWorkflow
 
+#: What is tried again when it fails. The rest, such as a wait, fails once.
+_ATTEMPTED = frozenset({"run", "dispatch"})
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -31,8 +34,10 @@ class Recorded:
 
     @property
     def settled(self) -> bool:
-        """Whether the step is over: it has a result, or its last error counts."""
-        return self.status == "succeeded" or bool(self.verdict.get("final"))
+        """Whether it is over: it has a result, or its last error counts."""
+        if self.status == "failed" and self.kind in _ATTEMPTED:
+            return bool(self.verdict.get("final"))
+        return self.status in {"succeeded", "failed"}
 
 
 class History:
@@ -50,8 +55,12 @@ class History:
     def __init__(self, rows: Iterable[Sequence[object]] = ()) -> None:
         self._places: dict[tuple[str, int], tuple[Recorded, ...]] = {}
         self._ahead: dict[str, int] = {}
+        self._results: dict[str, Recorded] = {}
         for row in rows:
             step = Recorded(*row)  # type: ignore[arg-type]
+            if step.kind == "result":
+                self._results[step.branch] = step
+                continue
             place = (step.branch, step.ordinal)
             self._places[place] = (*self._places.get(place, ()), step)
             self._ahead[step.branch] = max(self._ahead.get(step.branch, -1), step.ordinal)
@@ -71,6 +80,11 @@ class History:
                 " chance or outside state that is not itself a step?"
             )
         return found
+
+    def result(self, task_id: str) -> Recorded | None:
+        """Look up the outcome of a task that the run has started. None: it is not known yet."""
+        found = self._results.get(task_id)
+        return found if found is not None and found.settled else None
 
     def check_end(self, branch: str, ordinal: int) -> None:
         """Refuse an end of the branch at a place where something is recorded.

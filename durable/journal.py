@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from durable.errors import NotInWorkflow
-from durable.store import runs, steps
+from durable.store import queries, runs, steps
 from durable.store.steps import StepAttempt, Written
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from durable.store.pool import Database
     from durable.store.runs import Park
     from durable.store.sessions import Sessions, StepTransaction
+    from durable.store.waits import Wait
+
+T = TypeVar("T")
 
 
 class Parking(Enum):
@@ -30,7 +33,15 @@ class Parking(Enum):
 
 
 class Journal(Protocol):
-    """What an execution needs of the place it writes to."""
+    """What an execution needs of the place it writes to.
+
+    Attributes:
+        inline: whether nothing is stored: the run is executed once, here and now.
+    """
+
+    @property
+    def inline(self) -> bool:
+        """See above."""
 
     def before_body(self, execution: Execution) -> None:
         """Raise `Suspend` if this worker may start nothing more."""
@@ -53,6 +64,12 @@ class Journal(Protocol):
     def database_now(self) -> datetime:
         """Read the database's clock."""
 
+    def wait(self, query: Callable[..., Wait | None], *args: Any, **kwargs: Any) -> Wait | None:
+        """Run a query of `store.waits`. None: the run is another worker's by now."""
+
+    def call(self, query: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run another query of the store on behalf of the run."""
+
 
 @dataclass(frozen=True, slots=True)
 class PostgresJournal:
@@ -67,6 +84,7 @@ class PostgresJournal:
     sessions: Sessions
     lease: Lease
     claim: runs.Claim
+    inline: bool = False
 
     def before_body(self, execution: Execution) -> None:
         """Stop at this boundary in a warm shutdown, or when the lease was missed."""
@@ -105,8 +123,16 @@ class PostgresJournal:
 
     def database_now(self) -> datetime:
         """Read the database's clock; one that is away is no failure of the run."""
-        moment: datetime = self.database.patiently(runs.now)
+        moment: datetime = self.database.patiently(queries.now)
         return moment
+
+    def wait(self, query: Callable[..., Wait | None], *args: Any, **kwargs: Any) -> Wait | None:
+        """Begin a wait or look at it, for as long as Postgres takes to answer."""
+        return self.database.patiently(query, *args, **kwargs)
+
+    def call(self, query: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run a query, for as long as Postgres takes to answer."""
+        return self.database.patiently(query, *args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +140,7 @@ class MemoryJournal:
     """For eager mode and direct calls: nothing is stored, pauses are skipped."""
 
     utc_now: Callable[[], datetime]
+    inline: bool = True
 
     def before_body(self, execution: Execution) -> None:
         """Nothing can have taken the run away."""
@@ -143,3 +170,14 @@ class MemoryJournal:
     def database_now(self) -> datetime:
         """Read this process's clock."""
         return self.utc_now()
+
+    def wait(self, query: Callable[..., Wait | None], *args: Any, **kwargs: Any) -> Wait | None:
+        """Refuse: nobody could end the wait."""
+        raise NotInWorkflow(
+            "this run is executed inline (called directly, or task_always_eager), where nothing"
+            " can be waited for: start it with .delay() and a worker, or replace the wait in a test"
+        )
+
+    def call(self, query: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Refuse: there is no database."""
+        raise NotInWorkflow("this run is executed inline, without a database")

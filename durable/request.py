@@ -14,8 +14,9 @@ from celery.worker.request import Request as CeleryRequest
 from celery.worker.strategy import default as celery_strategy
 from celery.worker.strategy import hybrid_to_proto2
 
+from durable.call import CANVAS
 from durable.errors import OptionError, PayloadError, StoreError
-from durable.start import CANVAS, DOORBELL
+from durable.start import DOORBELL
 
 if TYPE_CHECKING:
     from celery import Celery

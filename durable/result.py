@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import AsyncResult, assert_will_not_block
+from celery.result import AsyncResult, GroupResult, assert_will_not_block
 
+from durable import context
 from durable.errors import RunNotFound
+from durable.execution import settled
 from durable.failures import decode_failure
-from durable.store import runs, steps
+from durable.store import events, queries, runs, steps
+from durable.waiting import awaiting_results, drive
 
 if TYPE_CHECKING:
     from durable.app import Durable
-    from durable.store.runs import RunRow
+    from durable.execution import Execution
+    from durable.history import Recorded
+    from durable.store.events import EventRow
+    from durable.store.queries import RunRow
     from durable.store.steps import StepRow
+    from durable.store.waits import Wait
 
 _FIRST_PAUSE = 0.001
 _SHARE_OF_WAIT = 0.1
@@ -72,7 +80,18 @@ class DurableResult(AsyncResult):
         Raises:
             celery.exceptions.TimeoutError: the run did not end in time.
             celery.exceptions.TaskRevokedError: the run was canceled.
+
+        Example:
+            >>> @workflow
+            ... def fulfil(order_id: str) -> str:
+            ...     return f"{order_id} is done"
+            >>> fulfil.delay("o-42").get(timeout=30)
+            'o-42 is done'
         """
+        execution = context.running.get()
+        if execution is not None and not (execution.in_step or execution.journal.inline):
+            [outcome] = drive(execution, awaiting_results(execution, [self.id], timeout))
+            return _told(execution, self.id, outcome, propagate, callback)
         if self.ignored:
             return None
         if disable_sync_subtasks:
@@ -107,8 +126,8 @@ class DurableResult(AsyncResult):
             return self._cache
         durable = self._durable
         outcome = None
-        if runs.is_run_id(self.id):
-            outcome = durable.database.call(runs.outcome, self.id, durable.settings.namespace)
+        if queries.is_run_id(self.id):
+            outcome = durable.database.call(queries.outcome, self.id, durable.settings.namespace)
         if outcome is None:
             return self._meta_of_celery()
         state, result = _as_celery(outcome, durable)
@@ -136,23 +155,41 @@ class DurableResult(AsyncResult):
 
         Raises:
             RunNotFound: there is no such run in this namespace.
+
+        Example:
+            >>> @workflow
+            ... def remind(order_id: str) -> None: ...
+            >>> row = remind.apply_async(["o-42"], countdown=3600).run()
+            >>> row.status, row.attempt, row.input
+            ('sleeping', 0, '{"args":["o-42"],"kwargs":{}}')
         """
         durable, row = self._durable, None
-        if runs.is_run_id(self.id):
-            row = durable.database.call(runs.get, self.id, durable.settings.namespace)
+        if queries.is_run_id(self.id):
+            row = durable.database.call(queries.get, self.id, durable.settings.namespace)
         if row is None:
             raise self._missing()
         return row
 
     def _missing(self) -> RunNotFound:
         durable = self._durable
-        if not runs.is_run_id(self.id):
+        if not queries.is_run_id(self.id):
             return RunNotFound(f"{self.id!r} is not the id of a run, which is a UUID")
-        return durable.database.call(runs.missing, self.id, durable.settings.namespace)
+        return durable.database.call(queries.missing, self.id, durable.settings.namespace)
 
     def steps(self) -> list[StepRow]:
-        """Load the attempts of the run's steps, in order."""
-        if not runs.is_run_id(self.id):
+        """Load the attempts of the run's steps, in order.
+
+        Example:
+            >>> @workflow
+            ... def fulfil(order_id: str) -> None:
+            ...     run_step("charge", lambda: 20)
+            ...     run_step("ship", lambda: f"parcel of {order_id}")
+            >>> result = fulfil.delay("o-42")
+            >>> result.get(timeout=30)
+            >>> [(step.name, step.status, step.output) for step in result.steps()]
+            [('charge', 'succeeded', '20'), ('ship', 'succeeded', '"parcel of o-42"')]
+        """
+        if not queries.is_run_id(self.id):
             return []
         durable = self._durable
         return durable.database.call(steps.of_run, self.id, durable.settings.namespace)
@@ -162,12 +199,40 @@ class DurableResult(AsyncResult):
 
         Returns:
             Whether there was something to cancel: False for a run that has ended.
+
+        Example:
+            >>> @workflow
+            ... def remind(order_id: str) -> None: ...
+            >>> result = remind.apply_async(["o-42"], countdown=3600)
+            >>> result.cancel("the order is paid"), result.run().status
+            (True, 'canceled')
+            >>> result.cancel()
+            False
         """
-        if not runs.is_run_id(self.id):
+        if not queries.is_run_id(self.id):
             return False
         durable = self._durable
         found = durable.database.call(runs.cancel, [self.id], durable.settings.namespace, reason)
         return bool(found)
+
+    def send_event(
+        self, event_type: str, payload: Any = None, *, idempotency_key: str | None = None
+    ) -> str:
+        """Send an event to the run; see `durable.send_event`.
+
+        Returns:
+            The id of the event, once it is committed.
+        """
+        return self._durable.send_event(
+            self.id, event_type, payload, idempotency_key=idempotency_key
+        )
+
+    def events(self) -> list[EventRow]:
+        """Load the events that were sent to the run, in order: when they came, who took them."""
+        if not queries.is_run_id(self.id):
+            return []
+        durable = self._durable
+        return durable.database.call(events.of_run, self.id, durable.settings.namespace)
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
         """Cancel the run, workers or no workers, and tell the workers as Celery does."""
@@ -181,7 +246,58 @@ class DurableResult(AsyncResult):
             super().forget()
 
 
-def _as_celery(outcome: runs.Outcome, durable: Durable) -> tuple[str, Any]:
+class DurableGroupResult(GroupResult):
+    """Handle of a group. In the body of a workflow, waiting for it parks the run."""
+
+    def join(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        callback: Any = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Wait for all members; their results in order."""
+        execution = context.running.get()
+        if execution is None or execution.in_step or execution.journal.inline:
+            joined: list[Any] = super().join(timeout, propagate, interval, callback, **kwargs)
+            return joined
+        ids = [member.id for member in self.results]
+        outcomes = drive(execution, awaiting_results(execution, ids, timeout))
+        return [
+            _told(execution, task_id, outcome, propagate, callback)
+            for task_id, outcome in zip(ids, outcomes, strict=True)
+        ]
+
+    @property
+    def supports_native_join(self) -> bool:
+        """Never: the backend does not know all about runs."""
+        return False
+
+
+def _told(
+    execution: Execution, task_id: str, outcome: Recorded | Wait, propagate: bool, callback: Any
+) -> Any:
+    """Return or raise the recorded outcome of a task as ``get`` does."""
+    codec = execution.services.codec
+    if outcome.status == "succeeded":
+        value = codec.decode(outcome.output or "null")
+    else:
+        about = json.loads(outcome.context or "{}")
+        error: BaseException = (
+            TaskRevokedError(about.get("reason") or "canceled")
+            if about.get("outcome") == "canceled"
+            else decode_failure(outcome.error or "null", codec)
+        )
+        value = settled(error)
+        if propagate:
+            raise value
+    if callback is not None:
+        callback(task_id, value)
+    return value
+
+
+def _as_celery(outcome: queries.Outcome, durable: Durable) -> tuple[str, Any]:
     """Translate a run's status and payload into Celery's state and result."""
     _, status, started, reason, output, error, progress, _ = outcome
     if status == "succeeded":

@@ -153,7 +153,19 @@ class Workflow(Task):
         meta: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Report a state of your own, such as ``PROGRESS``: to Postgres, and to Celery's backend."""
+        """Report a state of your own, such as ``PROGRESS``: to Postgres, and to Celery's backend.
+
+        Raises:
+            UnsupportedByDurable: the state is one that a task ends in.
+
+        Example:
+            >>> @workflow(bind=True)
+            ... def load(self, rows: int) -> dict[str, int]:
+            ...     self.update_state(state="PROGRESS", meta={"done": 1, "of": rows})
+            ...     return load.AsyncResult(self.request.id).info  # what anybody sees meanwhile
+            >>> load.delay(8).get(timeout=30)
+            {'done': 1, 'of': 8}
+        """
         execution = context.running.get()
         if execution is not None and task_id in {None, execution.id} and state is not None:
             if state in READY_STATES:
@@ -182,6 +194,16 @@ class Workflow(Task):
 
         Raises:
             OptionError: the call would change arguments or routing.
+
+        Example:
+            >>> @workflow(bind=True, max_retries=3)
+            ... def fulfil(self, order_id: str) -> str:
+            ...     price = run_step("price", lambda: 20)  # once: its result is kept
+            ...     if self.request.retries == 0:
+            ...         raise self.retry(countdown=0)
+            ...     return f"{order_id} for {price}, after {self.request.retries} retry"
+            >>> fulfil.delay("o-42").get(timeout=30)
+            'o-42 for 20, after 1 retry'
         """
         execution = context.running.get()
         if execution is None or self.request.called_directly or self.request.is_eager:

@@ -7,15 +7,10 @@ every write of a worker names the one it was given.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from psycopg.rows import class_row
-
-from durable.errors import RunNotFound
 from durable.store.connections import Connection
 from durable.store.prepared import Prepared, Row
 from durable.store.steps import StepAttempt
@@ -24,15 +19,6 @@ from durable.store.steps import StepAttempt
 CHANNEL = "durable"
 
 ENDED = frozenset({"succeeded", "failed", "canceled"})
-
-
-def is_run_id(task_id: str) -> bool:
-    """Tell ids of runs, which are UUIDs, from those that a user gave to plain tasks."""
-    try:
-        uuid.UUID(task_id)
-    except ValueError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +37,12 @@ class NewRun:
     rung: bool = True
     ring_again: float = 20.0
     tail: bool = False
+    parent: str | None = None
+    reports: bool = False
+    on_parent_cancel: str | None = None
+    fan_out: str | None = None
+    fan_index: int | None = None
+    held: bool = False
 
 
 class Claim(NamedTuple):
@@ -69,38 +61,15 @@ class Claim(NamedTuple):
     control: str | None
     reason: str | None
     tail: bool
+    generation: int
 
     @classmethod
     def from_texts(cls, row: Row) -> Claim:
         """Make one of the columns that a claim returns."""
         columns: dict[str, Any] = dict(zip(cls._fields, row, strict=True))
-        for number in ("attempt", "wake", "retries"):
+        for number in ("attempt", "wake", "retries", "generation"):
             columns[number] = int(columns[number])
         return cls(**{**columns, "tail": columns["tail"] == "true"})
-
-
-@dataclass(frozen=True, slots=True)
-class RunRow:
-    """A run as clients see it. JSON as text, times as aware datetimes."""
-
-    id: str
-    namespace: str
-    name: str
-    status: str
-    worker_id: str | None
-    attempt: int
-    retries: int
-    recoveries: int
-    reason: str | None
-    input: str | None
-    output: str | None
-    error: str | None
-    progress: str | None
-    created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    available_at: datetime | None
-    deadline_at: datetime | None
 
 
 # A run is accepted when this is committed. A repeat after a lost answer finds
@@ -111,13 +80,17 @@ class RunRow:
 _INSERT = """
 INSERT INTO durable.workflow_runs
        (id, namespace_id, workflow_name, status, input, message, queue, rung, rung_at, tail,
+        parent_run_id, reports, on_parent_cancel, fan_out_id, fan_index, held,
         available_at, deadline_at, expires_at)
 VALUES (%(id)s, %(namespace)s, %(name)s,
-        CASE WHEN %(delay)s::float8 IS NULL THEN 'pending' ELSE 'sleeping' END,
+        CASE WHEN %(held)s THEN 'waiting' WHEN %(delay)s::float8 IS NULL THEN 'pending'
+             ELSE 'sleeping' END,
         %(input)s, %(message)s, %(queue)s, %(rung)s,
         CASE WHEN %(rung)s THEN now() END, %(tail)s,
-        least(now() + make_interval(secs => coalesce(%(delay)s::float8,
-                  CASE WHEN %(rung)s THEN %(ring_again)s::float8 ELSE 0 END)),
+        %(parent)s, %(reports)s, %(on_parent_cancel)s, %(fan_out)s, %(fan_index)s, %(held)s,
+        least(CASE WHEN %(held)s THEN 'infinity' ELSE
+                  now() + make_interval(secs => coalesce(%(delay)s::float8,
+                      CASE WHEN %(rung)s THEN %(ring_again)s::float8 ELSE 0 END)) END,
               now() + make_interval(secs => %(deadline)s::float8),
               now() + make_interval(secs => %(expires)s::float8)),
         now() + make_interval(secs => %(deadline)s::float8),
@@ -157,7 +130,8 @@ UPDATE durable.workflow_runs
    AND (   (status = 'pending' AND (expires_at IS NULL OR expires_at > now()))
         OR (status IN ('succeeded', 'failed', 'canceled') AND rung))
 RETURNING id::text, workflow_name, status, attempt::text, wake::text, input::text, message::text,
-          output::text, error::text, retries::text, control, reason, tail::text
+          output::text, error::text, retries::text, control, reason, tail::text,
+          generation::text
 """
 
 _claim = Prepared("durable_claim", _CLAIM)
@@ -261,7 +235,7 @@ WITH parked AS (
     INSERT INTO durable.step_attempts
            (workflow_run_id, branch, ordinal, step_name, attempt, kind, status, error, context,
             created_at, completed_at)
-    SELECT id, %(branch)s, %(ordinal)s, %(step_name)s, %(step_attempt)s, 'run', 'failed',
+    SELECT id, %(branch)s, %(ordinal)s, %(step_name)s, %(step_attempt)s, %(step_kind)s, 'failed',
            %(step_error)s, %(step_context)s, now() - make_interval(secs => %(seconds)s), now()
       FROM parked WHERE %(step_name)s::text IS NOT NULL
     ON CONFLICT DO NOTHING
@@ -269,8 +243,13 @@ WITH parked AS (
     UPDATE durable.step_attempts s
        SET set_aside = parked.generation
       FROM parked
-     WHERE s.workflow_run_id = parked.id AND s.set_aside = 0 AND s.status = 'failed'
-       AND %(retries)s = 1
+     WHERE s.workflow_run_id = parked.id AND s.set_aside = 0 AND %(retries)s = 1
+       AND (s.status = 'failed'
+            OR (s.kind = 'dispatch' AND EXISTS (
+                SELECT FROM durable.step_attempts r
+                 WHERE r.workflow_run_id = s.workflow_run_id AND r.kind = 'result'
+                   AND r.set_aside = 0 AND r.status = 'failed'
+                   AND s.output::jsonb -> 'ids' ? r.branch)))
 )
 SELECT CASE WHEN available_at < now() + interval '5 seconds'
             THEN pg_notify('durable', namespace_id) END
@@ -320,6 +299,7 @@ def park(
         "ordinal": failed and failed.ordinal,
         "step_name": failed and failed.name,
         "step_attempt": failed and failed.attempt,
+        "step_kind": failed and failed.kind,
         "step_error": failed and failed.error,
         "step_context": failed and failed.context,
         "seconds": failed.seconds if failed else 0.0,
@@ -415,106 +395,9 @@ def set_progress(conn: Connection, run_id: str, attempt: int, progress: str) -> 
     return conn.execute(_SET_PROGRESS, params).rowcount == 1
 
 
-_GET = """
-SELECT id::text, namespace_id AS namespace, workflow_name AS name, status, worker_id, attempt,
-       retries, recoveries, reason, input, output, error, progress,
-       created_at, started_at, completed_at,
-       nullif(available_at, 'infinity') AS available_at, deadline_at
-  FROM durable.workflow_runs
- WHERE id = %(id)s AND namespace_id = %(namespace)s
-"""
-
-
-def get(conn: Connection, run_id: str, namespace: str) -> RunRow | None:
-    """Load a run as clients see it."""
-    with conn.cursor(row_factory=class_row(RunRow)) as cursor:
-        return cursor.execute(_GET, {"id": run_id, "namespace": namespace}).fetchone()
-
-
-_OUTCOME = """
-SELECT namespace_id, status, (started_at IS NOT NULL)::text, reason,
-       CASE WHEN status = 'succeeded' THEN output::text END,
-       CASE WHEN status = 'failed' THEN error::text END,
-       CASE WHEN status NOT IN ('succeeded', 'failed', 'canceled') THEN progress::text END,
-       extract(epoch FROM completed_at)::text
-  FROM durable.workflow_runs
- WHERE id = %(id)s
-"""
-
-_outcome = Prepared("durable_outcome", _OUTCOME)
-
-
-class Outcome(NamedTuple):
-    """What ``get()`` polls; JSON as text."""
-
-    namespace: str
-    status: str
-    started: bool
-    reason: str | None
-    output: str | None
-    error: str | None
-    progress: str | None
-    completed_at: datetime | None
-
-
-def outcome(conn: Connection, run_id: str, namespace: str) -> Outcome | None:
-    """Load the outcome of a run, or how far it is.
-
-    Raises:
-        RunNotFound: the run belongs to another namespace.
-    """
-    row = _outcome.row(conn, {"id": run_id})
-    if row is None:
-        return None
-    *texts, started, reason, output, error, progress, ended = row
-    if texts[0] != namespace:
-        raise _foreign(run_id, str(texts[0]), namespace)
-    completed_at = None if ended is None else datetime.fromtimestamp(float(ended), timezone.utc)
-    return Outcome(
-        namespace, str(texts[1]), started == "true", reason, output, error, progress, completed_at
-    )
-
-
-_NAMESPACE = "SELECT namespace_id FROM durable.workflow_runs WHERE id = %(id)s"
-
-
-def missing(conn: Connection, run_id: str, namespace: str) -> RunNotFound:
-    """Make the error for a run that is not in this namespace: it may be in another."""
-    row = conn.execute(_NAMESPACE, {"id": run_id}).fetchone()
-    if row is not None and row[0] != namespace:
-        return _foreign(run_id, row[0], namespace)
-    return RunNotFound(f"there is no run {run_id} in namespace {namespace!r}")
-
-
-def _foreign(run_id: str, theirs: str, ours: str) -> RunNotFound:
-    return RunNotFound(
-        f"run {run_id} belongs to namespace {theirs!r}, and this app's durable_namespace is {ours!r}"
-    )
-
-
 _STATE = "SELECT attempt, status FROM durable.workflow_runs WHERE id = %(id)s"
 
 
 def _state(conn: Connection, run_id: str) -> tuple[int, str] | None:
     row: tuple[int, str] | None = conn.execute(_STATE, {"id": run_id}).fetchone()
     return row
-
-
-def now(conn: Connection) -> datetime:
-    """Read the database's clock: an aware datetime in UTC."""
-    row = conn.execute("SELECT clock_timestamp() AT TIME ZONE 'utc'").fetchone()
-    assert row is not None
-    moment: datetime = row[0]
-    return moment.replace(tzinfo=timezone.utc)
-
-
-_KNOWN = """
-SELECT id::text FROM durable.workflow_runs
- WHERE id = ANY(%(ids)s::uuid[]) AND namespace_id = %(namespace)s
-"""
-
-
-def known(conn: Connection, run_ids: Sequence[str], namespace: str) -> set[str]:
-    """Tell which of these ids are runs of the namespace."""
-    params = {"ids": list(run_ids), "namespace": namespace}
-    return {row[0] for row in conn.execute(_KNOWN, params).fetchall()}

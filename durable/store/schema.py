@@ -51,6 +51,24 @@ workflow_runs = sa.Table(
     sa.Column("control", sa.Text, comment="asked of a running run: cancel"),
     sa.Column("reason", sa.Text, comment="why it is parked, paused or ended from outside"),
     sa.Column("progress", pg.JSON),
+    sa.Column("parent_run_id", pg.UUID),
+    sa.Column("on_parent_cancel", sa.Text, comment="abandon (as NULL) or cancel"),
+    sa.Column("fan_out_id", pg.UUID),
+    sa.Column("fan_index", sa.Integer, comment="position among the items, from 0"),
+    sa.Column(
+        "reports",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="its outcome goes into the parent's history",
+    ),
+    sa.Column(
+        "held",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="an item over max_concurrency",
+    ),
     sa.CheckConstraint(
         "status IN ('pending', 'running', 'sleeping', 'waiting', 'paused',"
         " 'succeeded', 'failed', 'canceled')",
@@ -71,6 +89,19 @@ sa.Index(
     "workflow_runs_running",
     workflow_runs.c.worker_id,
     postgresql_where=sa.text("status = 'running'"),
+)
+
+sa.Index(
+    "workflow_runs_children",
+    workflow_runs.c.parent_run_id,
+    workflow_runs.c.fan_out_id,
+    postgresql_where=sa.text("parent_run_id IS NOT NULL"),
+)
+sa.Index(
+    "workflow_runs_held",
+    workflow_runs.c.fan_out_id,
+    workflow_runs.c.fan_index,
+    postgresql_where=sa.text("held"),
 )
 
 step_attempts = sa.Table(
@@ -101,10 +132,65 @@ step_attempts = sa.Table(
     sa.Column("context", pg.JSONB),
     sa.Column("output", pg.JSON),
     sa.Column("error", pg.JSON),
+    sa.Column("due_at", _timestamp, comment="end of a sleep, or of a wait with a timeout"),
     sa.PrimaryKeyConstraint(
         "workflow_run_id", "ordinal", "attempt", "set_aside", "branch", "step_name"
     ),
 )
+
+# Sent to a run; consumed by its waits of that type, in the order of `seq`.
+workflow_events = sa.Table(
+    "workflow_events",
+    metadata,
+    sa.Column("id", pg.UUID, primary_key=True, server_default=sa.text("gen_random_uuid()")),
+    sa.Column("seq", sa.BigInteger, sa.Identity(always=True), nullable=False),
+    sa.Column("namespace_id", sa.Text, nullable=False),
+    sa.Column(
+        "workflow_run_id",
+        pg.UUID,
+        sa.ForeignKey(workflow_runs.c.id, ondelete="CASCADE"),
+        nullable=False,
+    ),
+    sa.Column("event_type", sa.Text, nullable=False),
+    sa.Column("payload", pg.JSON, nullable=False),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("received_at", _timestamp, nullable=False, server_default=_now),
+    sa.Column("consumed_at", _timestamp),
+    sa.Column("consumed_branch", sa.Text),
+    sa.Column("consumed_ordinal", sa.Integer),
+    sa.Column("error", sa.Text, comment="why its payload was refused by the wait's schema"),
+)
+sa.Index(
+    "workflow_events_key",
+    workflow_events.c.workflow_run_id,
+    workflow_events.c.idempotency_key,
+    unique=True,
+    postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+)
+sa.Index(
+    "workflow_events_run",
+    workflow_events.c.workflow_run_id,
+    workflow_events.c.event_type,
+    workflow_events.c.seq,
+)
+
+# How many items of a fan-out have not ended, spread over rows: thousands of
+# ends at once do not queue for one.
+fan_outs = sa.Table(
+    "fan_outs",
+    metadata,
+    sa.Column("id", pg.UUID, primary_key=True),
+    sa.Column("shard", sa.SmallInteger, primary_key=True, comment="-1: counts the shards"),
+    sa.Column(
+        "workflow_run_id",
+        pg.UUID,
+        sa.ForeignKey(workflow_runs.c.id, ondelete="CASCADE"),
+        nullable=False,
+    ),
+    sa.Column("remaining", sa.Integer, nullable=False),
+    sa.Column("stop_at_first", sa.Boolean, nullable=False),
+)
+sa.Index("fan_outs_run", fan_outs.c.workflow_run_id)
 
 workers = sa.Table(
     "workers",

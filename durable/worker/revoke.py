@@ -10,7 +10,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
 from durable.errors import StoreError
-from durable.store import runs
+from durable.store import queries, runs
 
 if TYPE_CHECKING:
     from durable.app import Durable
@@ -48,11 +48,11 @@ def install(durable: Durable) -> None:
 
 def _cancel(durable: Durable, ids: set[str]) -> set[str]:
     """Cancel those that are runs; return which are."""
-    possible = [each for each in ids if runs.is_run_id(each)]
+    possible = [each for each in ids if queries.is_run_id(each)]
     namespace = durable.settings.namespace
     try:
         durable.database.call(runs.cancel, possible, namespace, "revoked")
-        return durable.database.call(runs.known, possible, namespace)
+        return durable.database.call(queries.known, possible, namespace)
     except StoreError as exc:
         logger.warning("revoke could not reach the runs: %s", exc)
         return set()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import make_url, text
 
-from durable.store import runs, steps
+from durable.store import queries, steps
 from durable.store.pool import Database
 from durable.store.sessions import Sessions
 from durable.store.steps import Written
@@ -61,7 +61,7 @@ def cost(postgres_server: PostgresServer, store_url: str) -> Callable[[Work], in
 
     def cost(work: Work) -> int:
         with open_database(store_url) as database:
-            database.call(runs.known, [], "default")  # the first one of all looks at the schema
+            database.call(queries.known, [], "default")  # the first one of all looks at the schema
         # Autovacuum commits too, though hardly twice in the same moment.
         return min(once(work), once(work)) - min(once(connect_only), once(connect_only))
 
@@ -118,7 +118,7 @@ def test_a_step_and_the_rows_of_its_session_are_one_commit(cost: Callable[[Work]
 
 def test_looking_at_a_run_is_one_round_trip(store: Store) -> None:
     run_id = store.start()
-    runs.outcome(store.conn, run_id, store.namespace)  # prepares it
+    queries.outcome(store.conn, run_id, store.namespace)  # prepares it
     with traced(store.conn) as counted:
-        runs.outcome(store.conn, run_id, store.namespace)
+        queries.outcome(store.conn, run_id, store.namespace)
     assert (counted.statements, counted.round_trips) == (1, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from durable.store import dispatch, runs
+from durable.store import dispatch, queries, runs
 from durable.store.dispatch import Due
 from durable.store.runs import Park
 from tests.harness.store import Background, Store
@@ -133,7 +133,7 @@ def test_a_run_of_a_workflow_that_nobody_has_waits_and_is_visible(
 ) -> None:
     run_id = due_run(store, name="shop.gone", queue="orders")
     assert rung(store, idle_queues=idle) == []
-    row = runs.get(store.conn, run_id, store.namespace)
+    row = queries.get(store.conn, run_id, store.namespace)
     assert row is not None
     assert (row.status, row.name) == ("pending", "shop.gone")
     assert rung(store, names=["shop.order", "shop.gone"]) == [run_id]

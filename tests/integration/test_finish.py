@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from durable.errors import RunNotFound
-from durable.store import dispatch, runs
+from durable.store import dispatch, queries, runs
 from durable.store.runs import Park
 from tests.harness.store import Background, Store
 
@@ -13,7 +13,7 @@ from tests.harness.store import Background, Store
 def test_the_outcome_is_stored_and_the_worker_stays_visible(store: Store) -> None:
     claim = store.running()
     assert store.finish(claim, output='{"b": 1, "a": 2}')
-    row = runs.get(store.conn, claim.id, store.namespace)
+    row = queries.get(store.conn, claim.id, store.namespace)
     assert row is not None
     assert (row.status, row.output, row.worker_id) == ("succeeded", '{"b": 1, "a": 2}', "w1")
     assert row.available_at is None
@@ -113,7 +113,7 @@ def test_a_hard_time_limit_ends_what_the_worker_holds(store: Store) -> None:
 def test_progress_is_stored_while_the_run_is_held(store: Store) -> None:
     claim = store.running()
     assert runs.set_progress(store.conn, claim.id, claim.attempt, '{"state": "PROGRESS"}')
-    outcome = runs.outcome(store.conn, claim.id, store.namespace)
+    outcome = queries.outcome(store.conn, claim.id, store.namespace)
     assert outcome is not None
     assert outcome.progress == '{"state": "PROGRESS"}'
     store.release_child()
@@ -122,11 +122,11 @@ def test_progress_is_stored_while_the_run_is_held(store: Store) -> None:
 
 def test_a_client_sees_only_runs_of_its_namespace(store: Store) -> None:
     run_id = store.start()
-    assert runs.get(store.conn, run_id, "other") is None
+    assert queries.get(store.conn, run_id, "other") is None
     with pytest.raises(RunNotFound) as caught:
-        runs.outcome(store.conn, run_id, "other")
+        queries.outcome(store.conn, run_id, "other")
     assert str(caught.value) == (
         f"run {run_id} belongs to namespace 'default', and this app's durable_namespace is 'other'"
     )
-    assert runs.known(store.conn, [run_id], "other") == set()
-    assert runs.known(store.conn, [run_id], store.namespace) == {run_id}
+    assert queries.known(store.conn, [run_id], "other") == set()
+    assert queries.known(store.conn, [run_id], store.namespace) == {run_id}

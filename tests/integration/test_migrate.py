@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from psycopg import sql
 
 from durable.errors import MissingRights, SchemaTooNew, SchemaTooOld
-from durable.store import dispatch, runs, steps, workers
+from durable.store import dispatch, queries, runs, steps, workers
 from durable.store.migrate import CODE_VERSION, HEAD, migrate
 from durable.store.schema import metadata
 from tests.harness.names import unique_name
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 START_TEN = """
 import os, sys
 import alembic.command, alembic.config, sqlalchemy
-from durable.store import runs
+from durable.store import queries
 from durable.store.pool import Database
 
 read, write = os.pipe()
@@ -38,7 +38,7 @@ for _ in range(10):
     if not child:
         os.close(write)
         os.read(read, 1)
-        Database(lambda: sys.argv[1]).call(runs.known, [], "default")
+        Database(lambda: sys.argv[1]).call(queries.known, [], "default")
         sys.exit()
     children.append(child)
 os.close(write)
@@ -48,7 +48,7 @@ sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 
 def first_use(url: str, **options: bool) -> None:
     with open_database(url, **options) as database:
-        database.call(runs.known, [], "default")
+        database.call(queries.known, [], "default")
 
 
 def engine(url: str) -> sa.Engine:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import make_url
 
 from durable.errors import DatabaseReadOnly, DatabaseUnavailable, StoreError
-from durable.store import runs, steps
+from durable.store import queries, runs, steps
 from durable.store.connections import Connection
 from durable.store.pool import Database
 from durable.store.steps import Written
@@ -247,19 +247,19 @@ def test_a_restart_costs_a_repeat_and_a_longer_absence_is_waited_for(
             own_postgres.start()
 
     with open_database(url, sleep=sleep, jitter=lambda: 0.5, connect_timeout=2.0) as database:
-        database.call(runs.known, [], "default")
+        database.call(queries.known, [], "default")
         own_postgres.restart()
-        assert database.call(runs.known, [], "default") == set()
+        assert database.call(queries.known, [], "default") == set()
 
         own_postgres.stop("immediate")
         with pytest.raises(DatabaseUnavailable) as caught:
-            database.call(runs.known, [], "default")
+            database.call(queries.known, [], "default")
         text = str(caught.value)
         assert text.startswith("no connection to Postgres: ")
         assert text.endswith("Check that the server is up and that durable_database_url is right")
         assert "\n" not in text
 
-        assert database.patiently(runs.known, [], "default") == set()
+        assert database.patiently(queries.known, [], "default") == set()
         assert waited == [0.05, 0.1, 0.2]
 
 
@@ -268,7 +268,7 @@ def test_a_restart_costs_a_repeat_and_a_longer_absence_is_waited_for(
 
 def first_error(url: str) -> StoreError:
     with open_database(url, connect_timeout=2.0) as database, pytest.raises(StoreError) as caught:
-        database.call(runs.known, [], "default")
+        database.call(queries.known, [], "default")
     assert "\n" not in str(caught.value)
     return caught.value
 

@@ -11,7 +11,7 @@ import pytest
 from durable.errors import DatabaseUnavailable, NotInWorkflow, Suspend
 from durable.journal import MemoryJournal, Parking, PostgresJournal
 from durable.lease import Lease
-from durable.store import runs, steps
+from durable.store import queries, runs, steps
 from durable.store.pool import Database
 from durable.store.runs import Park
 from tests.harness.ledger import Ledger
@@ -53,7 +53,7 @@ def journal(answer: object = None, lease: Lease | None = None) -> tuple[Postgres
         (lambda journal: journal.park(Park("sleeping", "retry")), runs.park),
         (lambda journal: journal.was_recorded(None), steps.was_recorded),
         (lambda journal: journal.set_progress("{}"), runs.set_progress),
-        (lambda journal: journal.database_now(), runs.now),
+        (lambda journal: journal.database_now(), queries.now),
     ],
 )
 def test_a_database_that_is_away_is_waited_for_and_no_failure_of_the_run(

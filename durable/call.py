@@ -1,0 +1,334 @@
+"""What is made of a start call: the row of the run, and the options of its messages."""
+
+from __future__ import annotations
+
+import difflib
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery.utils import uuid as celery_uuid
+from celery.utils.saferepr import saferepr
+from kombu.utils.json import dumps as dump_message
+from kombu.utils.json import loads as load_message
+
+from durable import context
+from durable.durations import LONGEST, parse_seconds
+from durable.errors import OptionError
+from durable.handles import WAITER
+from durable.store.runs import NewRun
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from durable.app import Durable
+    from durable.task import Workflow
+
+#: Options that a later ring has to repeat. The rest is of this one call
+#: (connections, producers) or has a column of its own (eta, expires).
+KEPT = (
+    "queue",
+    "exchange",
+    "routing_key",
+    "priority",
+    "serializer",
+    "compression",
+    "delivery_mode",
+    "headers",
+    "time_limit",
+    "soft_time_limit",
+    "shadow",
+    "group_id",
+    "group_index",
+    "root_id",
+    "parent_id",
+    "ignore_result",
+    "replaced_task_nesting",
+    "argsrepr",
+    "kwargsrepr",
+    "stamped_headers",
+)
+
+#: What is filled in from the row at the claim, and not sent along.
+CANVAS = ("link", "link_error", "chain", "chord")
+
+_LATER = ("idempotency_key", "transaction")
+
+#: What `apply_async` acts on.
+_CALL_OPTIONS = frozenset(
+    {
+        *KEPT,
+        *_LATER,
+        *CANVAS,
+        "add_to_parent",
+        "args",
+        "connection",
+        "countdown",
+        "deadline",
+        "eta",
+        "expires",
+        "kwargs",
+        "on_parent_cancel",
+        "producer",
+        "publisher",
+        "reply_to",
+        "result_cls",
+        "retry",
+        "retry_policy",
+        "route_name",
+        "router",
+        "task_id",
+        "task_type",
+    }
+)
+_TYPO_LIKENESS = 0.82
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The arguments of one ``send_task`` that is for a workflow."""
+
+    task: Workflow
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    options: dict[str, Any]
+
+
+class Preparer:
+    """Checks calls, and makes the row and the message of each; writes and sends nothing.
+
+    Args:
+        durable: settings, codec and clock.
+    """
+
+    def __init__(self, durable: Durable) -> None:
+        self._durable = durable
+
+    @property
+    def _app(self) -> Celery:
+        return self._durable.app
+
+    def prepare(self, call: Call, *, publish: bool) -> tuple[NewRun, dict[str, Any]]:
+        """Make the row and the message; ``publish``: whether the caller rings next.
+
+        Raises:
+            OptionError: an option that cannot be.
+            PayloadError: arguments that cannot be stored.
+        """
+        durable, options = self._durable, call.options
+        _refuse(options)
+        run_id = _checked_id(options.get("task_id") or celery_uuid())
+        what = f"the arguments of {call.task.name!r}"
+        _check_arguments(call)
+        text = durable.codec.encode({"args": list(call.args), "kwargs": dict(call.kwargs)}, what)
+        message = self._message(call)
+        waiter = _waiter(message)
+        queue = self._route(call, message)
+        delay = self._delay(options)
+        run = NewRun(
+            id=run_id,
+            namespace=durable.settings.namespace,
+            name=call.task.name,
+            input=text,
+            message=dump_message(message),
+            queue=queue,
+            delay=delay,
+            deadline=_seconds(options.get("deadline", call.task.deadline), "deadline"),
+            expires=self._expires(options.get("expires", call.task.expires)),
+            rung=publish and delay is None,
+            ring_again=durable.settings.ring_interval,
+            tail=self._has_tail(call),
+            parent=waiter or _parent(),
+            reports=waiter is not None,
+            on_parent_cancel=_on_parent_cancel(options, waiter),
+        )
+        return run, message
+
+    def _message(self, call: Call) -> dict[str, Any]:
+        options, conf = call.options, self._app.conf
+        given = {key: options.get(key) for key in KEPT}
+        message = {
+            key: value for key, value in given.items() if value is not None and value is not False
+        }
+        if message.get("serializer") == conf.task_serializer:
+            del message["serializer"]
+        for header in message.get("stamped_headers") or ():
+            message[header] = options.get(header)
+        for key in CANVAS:
+            if options.get(key):
+                message[key] = _with_ids(options[key]) if key != "chord" else options[key]
+        self._inherit(message, conf)
+        amqp, maxlevels = self._app.amqp, conf.get("task_repr_maxlevels", 3)
+        if call.args and "argsrepr" not in message:
+            message["argsrepr"] = saferepr(call.args, amqp.argsrepr_maxsize, maxlevels=maxlevels)
+        if call.kwargs and "kwargsrepr" not in message:
+            message["kwargsrepr"] = saferepr(
+                call.kwargs, amqp.kwargsrepr_maxsize, maxlevels=maxlevels
+            )
+        if self._app.backend.__class__.__name__ == "RPCBackend":
+            message["reply_to"] = options.get("reply_to") or self._app.thread_oid
+        return message
+
+    def _inherit(self, message: dict[str, Any], conf: Any) -> None:
+        parent = self._app.current_worker_task
+        if parent is None:
+            return
+        request = parent.request
+        message.setdefault("root_id", request.root_id or request.id)
+        message.setdefault("parent_id", request.id)
+        if conf.task_inherit_parent_priority:
+            priority = (request.delivery_info or {}).get("priority")
+            if priority is not None:
+                message.setdefault("priority", priority)
+
+    def _route(self, call: Call, message: dict[str, Any]) -> str | None:
+        """Find the queue once, so that every later ring goes the same way."""
+        routing: dict[str, Any] = {
+            key: message[key] for key in ("queue", "exchange", "routing_key") if key in message
+        }
+        if not routing and call.task.durable_routing:
+            routing = dict(call.task.durable_routing)
+        router = call.options.get("router") or self._app.amqp.router
+        name = call.options.get("route_name") or call.task.name
+        route = router.route(dict(routing), name, call.args, call.kwargs, call.task)
+        queue = route.get("queue")
+        queue_name = getattr(queue, "name", queue)
+        for key in ("exchange", "routing_key"):
+            if route.get(key) is not None:  # an Exchange knows its name
+                message[key] = str(getattr(route[key], "name", route[key]))
+        if "priority" in route:
+            message.setdefault("priority", route["priority"])
+        if queue_name is None:
+            return None
+        message["queue"] = str(queue_name)
+        return str(queue_name)
+
+    def _delay(self, options: Mapping[str, Any]) -> float | None:
+        """Seconds until the run is due; None: now."""
+        countdown, eta = options.get("countdown"), options.get("eta")
+        if countdown is None and eta is None:
+            return None
+        delay = self._until(eta, "eta") if countdown is None else _from_now(countdown, "countdown")
+        return delay if delay > 0 else None
+
+    def _expires(self, expires: Any) -> float | None:
+        if expires is None:
+            return None
+        if isinstance(expires, (str, datetime)):
+            return max(0.0, self._until(expires, "expires"))
+        return _from_now(expires, "expires")
+
+    def _until(self, moment: Any, name: str) -> float:
+        """Seconds from now to a date; naive ones are in the app's time zone, as in Celery."""
+        if isinstance(moment, str):
+            with suppress(ValueError):
+                moment = datetime.fromisoformat(moment.replace("Z", "+00:00"))
+        if not isinstance(moment, datetime):
+            raise OptionError(f"{name}={moment!r} is not a date: give an aware datetime")
+        now = self._durable.clock.now()
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=self._app.timezone)
+        left: timedelta = moment - now
+        if left > LONGEST:
+            raise OptionError(f"{name}={moment} is more than a hundred years away")
+        return left.total_seconds()
+
+    def _has_tail(self, call: Call) -> bool:
+        """Tell whether Celery has something to deliver after the run's end."""
+        if any(call.options.get(key) for key in CANVAS):
+            return True
+        ignored = call.options.get("ignore_result")
+        if ignored is None:
+            ignored = call.task.ignore_result
+        return not ignored and self._durable.has_backend
+
+
+def _waiter(message: dict[str, Any]) -> str | None:
+    """Take out of the headers which run waits for the outcome."""
+    headers = dict(message.get("headers") or {})
+    waiter: str | None = headers.pop(WAITER, None)
+    if waiter is not None:
+        message["headers"] = headers
+        if not headers:
+            del message["headers"]
+    return waiter
+
+
+def _parent() -> str | None:
+    """Return the run whose step is starting this one."""
+    execution = context.running.get()
+    return None if execution is None or execution.journal.inline else execution.id
+
+
+def _on_parent_cancel(options: Mapping[str, Any], waiter: str | None) -> str | None:
+    policy = options.get("on_parent_cancel")
+    if policy not in {None, "abandon", "cancel"}:
+        raise OptionError(f"on_parent_cancel={policy!r}: give 'abandon' (the default) or 'cancel'")
+    if policy is not None and waiter is None:
+        raise OptionError(
+            "on_parent_cancel= is for runs that the body of a workflow starts, outside its steps"
+        )
+    return None if policy == "abandon" else policy
+
+
+def _check_arguments(call: Call) -> None:
+    """Refuse arguments that do not fit, also by ``send_task``, which Celery does not check."""
+    check = getattr(call.task, "__header__", None)
+    if check is not None and call.task.typing is not False:
+        check(*call.args, **call.kwargs)
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    for key in _LATER:
+        if options.get(key) is not None:
+            raise OptionError(f"{key}= is not available in this version")
+    # Celery takes any option and gives it to the broker as a property of the
+    # message, so only those are refused that look like one we would act on.
+    for key in options.keys() - _CALL_OPTIONS - set(options.get("stamped_headers") or ()):
+        close = difflib.get_close_matches(key, _CALL_OPTIONS, 1, _TYPO_LIKENESS)
+        if close:
+            raise OptionError(
+                f"apply_async() does not know the option {key!r}. Did you mean {close[0]!r}?"
+            )
+
+
+def _from_now(value: object, name: str) -> float:
+    """Read a duration; what is past already is due now, as in Celery."""
+    past = isinstance(value, (int, float)) and value < 0
+    return 0.0 if past else parse_seconds(value, name=name)
+
+
+def _checked_id(task_id: object) -> str:
+    try:
+        return str(uuid.UUID(str(task_id)))
+    except ValueError:
+        raise OptionError(
+            f"task_id={task_id!r} is not a UUID, and the id of a run has to be one. To start one"
+            " run per order or user, derive the id:"
+            " task_id=str(uuid.uuid5(uuid.NAMESPACE_URL, 'order-42'))"
+        ) from None
+
+
+def _seconds(value: object, name: str) -> float | None:
+    return None if value is None else parse_seconds(value, name=name)
+
+
+def _with_ids(signatures: Any) -> Any:
+    """Give callbacks fixed ids, so that a repeated delivery starts the same tasks again."""
+    many = signatures if isinstance(signatures, (list, tuple)) else [signatures]
+    fixed: list[dict[str, Any]] = load_message(dump_message(many))
+    _fix_ids(fixed)
+    return fixed
+
+
+def _fix_ids(signatures: list[dict[str, Any]]) -> None:
+    """Set missing ids in place; those of chains and chords are set by canvas itself."""
+    for signature in signatures:
+        kind = signature.get("subtask_type")
+        if kind == "group":
+            _fix_ids(signature["kwargs"]["tasks"])
+        elif kind is None:
+            signature.setdefault("options", {}).setdefault("task_id", celery_uuid())
