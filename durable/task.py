@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
+#: From where on an unknown option is taken for a misspelt one.
+_TYPO_LIKENESS = 0.8
+
 _ROUTING = ("queue", "exchange", "routing_key")
 
 
@@ -367,7 +370,7 @@ _DECORATOR_OPTIONS = frozenset(
 
 
 def _check_options(base: type[Workflow], options: Mapping[str, Any]) -> None:
-    known = _DECORATOR_OPTIONS | {key for key in dir(base) if not key.startswith("_")}
+    known = _known_options(base)
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
@@ -378,9 +381,22 @@ def _check_options(base: type[Workflow], options: Mapping[str, Any]) -> None:
 
 
 def _refuse_misspelt(cls: type[Workflow]) -> None:
-    """Refuse what looks like our own option; Celery's base classes take any attribute."""
+    """Refuse options of ``@app.task(base=Workflow, ...)`` that look like one we or Celery know.
+
+    Celery makes attributes of them all, and the project may have its own.
+    """
+    if not cls.__dict__.get("_decorated"):
+        return
+    known = _known_options(cls.__mro__[1])
     for option in cls.__dict__:
-        if option != "deadline" and difflib.get_close_matches(option, ["deadline"], 1, 0.8):
+        if option in known or option.startswith("_") or option in {"app", "run"}:
+            continue
+        close = difflib.get_close_matches(option, known, 1, _TYPO_LIKENESS)
+        if close:
             raise OptionError(
-                f"{cls.__name__!r} has the option {option!r}. Did you mean 'deadline'?"
+                f"task {cls.name!r} has the option {option!r}. Did you mean {close[0]!r}?"
             )
+
+
+def _known_options(base: type) -> frozenset[str]:
+    return _DECORATOR_OPTIONS | {key for key in dir(base) if not key.startswith("_")}

@@ -54,6 +54,7 @@ def test_hooks_of_a_failure_get_the_error_and_the_arguments(shared: Shared) -> N
     with pytest.raises(ValueError, match="bad value"):
         run.get(timeout=10)
     wait_for(lambda: len(shared.notes(run.id, "errback")) == 2, what="both errbacks")
+    shared.wait_for_note(run.id, "after_return")
     notes = dict(shared.notes(run.id))
     assert notes["on_failure"] == ["ValueError", ["value"], {}]
     assert notes["task_failure"] == ["ValueError", ["value"]]

@@ -277,12 +277,24 @@ def test_every_refusal_can_be_caught_as_one() -> None:
         assert issubclass(error, DurableError)
 
 
-def test_a_misspelt_deadline_of_an_app_task_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("dedline", "deadline"), ("max_retrys", "max_retries")]
+)
+def test_a_misspelt_option_of_an_app_task_is_refused(misspelt: str, meant: str) -> None:
     app = Celery("misspelt", set_as_current=False)
-    with pytest.raises(OptionError, match=r"'dedline'\. Did you mean 'deadline'\?"):
+    with pytest.raises(OptionError, match=rf"'{misspelt}'\. Did you mean '{meant}'\?"):
 
-        @app.task(base=Workflow, dedline="7d", lazy=False, shared=False)
+        @app.task(base=Workflow, lazy=False, shared=False, **{misspelt: "7"})
         def fulfil() -> None: ...
+
+
+def test_an_app_task_may_have_attributes_of_the_project_s_own() -> None:
+    app = Celery("owned", set_as_current=False)
+
+    @app.task(base=Workflow, lazy=False, shared=False, owner="the shop")
+    def fulfil() -> None: ...
+
+    assert fulfil.owner == "the shop"
 
 
 def test_workflow_on_something_that_is_no_function_is_refused() -> None:
