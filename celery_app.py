@@ -17,7 +17,20 @@ from durable import Durable
 
 HOME = Path(os.environ.get("DURABLE_EMBEDDED_DIR", ".durable")).resolve()
 
-app = Celery("celery_app", include=["tasks.orders", "tasks.imports"])
+app = Celery(
+    "celery_app",
+    include=[
+        "tasks.orders",
+        "tasks.imports",
+        "tasks.refunds",
+        "tasks.videos",
+        "tasks.invoices",
+        "tasks.storefront",
+        "tasks.restock",
+        "tasks.subscriptions",
+        "tasks.research",
+    ],
+)
 app.conf.update(
     broker_url=os.environ.get("CELERY_BROKER_URL", "filesystem://"),
     broker_connection_retry_on_startup=True,

@@ -15,10 +15,19 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def worker(app: str, *, concurrency: int = 2) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    app: str, *, concurrency: int = 2, name: str = "worker"
+) -> Iterator[subprocess.Popen[bytes]]:
     """A prefork worker of ``benchmarks.apps:<app>``, gone afterwards."""
     command = [sys.executable, "-m", "celery", "-A", f"benchmarks.apps:{app}", "worker"]
-    command += ["--concurrency", str(concurrency), "--loglevel", "ERROR", "--hostname", f"{app}@%h"]
+    command += [
+        "--concurrency",
+        str(concurrency),
+        "--loglevel",
+        "ERROR",
+        "--hostname",
+        f"{app}-{name}@%h",
+    ]
     process = subprocess.Popen(
         [*command, "--without-mingle", "--without-gossip"],
         cwd=_ROOT,

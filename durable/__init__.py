@@ -1,6 +1,8 @@
 """Durable workflows for Celery: steps remembered in Postgres, nothing new to run."""
 
+from durable import aio
 from durable.app import Durable
+from durable.circuit_breaker import CircuitBreaker
 from durable.context import (
     current,
     idempotency_key,
@@ -11,19 +13,33 @@ from durable.context import (
     set_progress,
     uuid4,
 )
-from durable.errors import EventTimeout, PermanentError, RecoverableError, TransientError
+from durable.errors import (
+    CircuitOpen,
+    EventTimeout,
+    PermanentError,
+    RecoverableError,
+    TransientError,
+)
+from durable.fan_out import fan_out, gather
+from durable.masking import Secret
 from durable.steps import run_step, step
 from durable.task import Workflow, workflow
 from durable.waiting import send_event, sleep, sleep_until, wait_for_event
 
 __all__ = [
+    "CircuitBreaker",
+    "CircuitOpen",
     "Durable",
     "EventTimeout",
     "PermanentError",
     "RecoverableError",
+    "Secret",
     "TransientError",
     "Workflow",
+    "aio",
     "current",
+    "fan_out",
+    "gather",
     "idempotency_key",
     "is_replaying",
     "now",

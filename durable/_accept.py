@@ -6,6 +6,7 @@ A kind reads the native value (``app.conf``, keywords) and its text
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EMBEDDED = "embedded"
+AUTO = "auto"
+OFF = "off"
+#: A message's priority is one byte in AMQP.
+HIGHEST_PRIORITY = 255
 NO = frozenset({"0", "false", "no", "off"})
 YES = frozenset({"1", "true", "yes", "on"})
 
@@ -42,11 +47,13 @@ class Kind:
         accepts: the accepted values in words, for errors and for the docs.
         read: gives the value to use, or raises ``RefusedError``.
         takes_none: whether ``None`` is a value, rather than "not set".
+        secret: whether the value is never shown.
     """
 
     accepts: str
     read: Callable[[object], object]
     takes_none: bool = False
+    secret: bool = False
 
 
 def seconds(least: float, most: float) -> Kind:
@@ -99,6 +106,21 @@ def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise RefusedError
     return value
+
+
+def priority() -> Kind:
+    """A message's priority, or a word that stands for one."""
+
+    def read(value: object) -> int | str:
+        word = value.strip().lower() if isinstance(value, str) else ""
+        if word in {AUTO, OFF}:
+            return word
+        number = _whole(value)
+        if not 0 <= number <= HIGHEST_PRIORITY:
+            raise RefusedError
+        return number
+
+    return Kind(f"whole number from 0 to {HIGHEST_PRIORITY}, `{AUTO}` or `{OFF}`", read)
 
 
 def flag() -> Kind:
@@ -155,6 +177,65 @@ def _module(name: object) -> str:
     if not all(part.isidentifier() for part in bare.split(".")):
         raise RefusedError
     return bare
+
+
+class Hidden(tuple[str, ...]):
+    """Texts that do not show: not in the repr of settings, of a local variable, of an error."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} hidden>"
+
+    __str__ = __repr__
+
+
+def fernet_keys() -> Kind:
+    """Keys for encryption: nothing of a refused one is shown."""
+
+    def read(value: object) -> Hidden:
+        keys = value.split(",") if isinstance(value, str) else value
+        if not isinstance(keys, (list, tuple)):
+            raise RefusedError
+        return Hidden(_fernet_key(key, number) for number, key in enumerate(keys, 1))
+
+    return Kind(
+        "list of Fernet keys, as `cryptography.fernet.Fernet.generate_key()` makes them"
+        " (as text, with commas between them)",
+        read,
+        secret=True,
+    )
+
+
+_FERNET_KEY_BYTES = 32
+
+
+def _fernet_key(key: object, number: int) -> str:
+    bare = key.decode("ascii", "replace") if isinstance(key, bytes) else key
+    why = f"key {number} is not 32 bytes in URL-safe base64"
+    if not isinstance(bare, str):
+        raise RefusedError(why)
+    try:
+        raw = base64.b64decode(bare.strip(), altchars=b"-_", validate=True)
+    except ValueError:
+        raise RefusedError(why) from None
+    if len(raw) != _FERNET_KEY_BYTES:
+        raise RefusedError(why)
+    return bare.strip()
+
+
+def names() -> Kind:
+    """Names of fields and arguments."""
+
+    def read(value: object) -> tuple[str, ...]:
+        given = value.split(",") if isinstance(value, str) else value
+        if not isinstance(given, (list, tuple, set, frozenset)):
+            raise RefusedError
+        if not all(isinstance(name, str) and any(map(str.isalnum, name)) for name in given):
+            raise RefusedError
+        return tuple(name.strip() for name in given)
+
+    return Kind('list of names (as text "password,card_number")', read)
 
 
 def postgres_url() -> Kind:

@@ -21,12 +21,14 @@ import sys
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, Flag
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from kombu.utils import json as kombu_json
 
 from durable._classes import NotImportable, class_name, find_class, full_name
+from durable._plain_words import without_input
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +88,32 @@ def to_envelope(value: object) -> Envelope | None:
         return Envelope(_marker("dataclass", cls), fields)
     if _is_model(cls):
         return _model_envelope(value)
-    return None
+    return _secret_envelope(cls, value)
+
+
+def _secret_envelope(cls: type, value: Any) -> Envelope | None:
+    """Envelope for pydantic's secrets, which show nothing of themselves."""
+    if not _is_secret(cls):
+        return None
+    return Envelope(f"durable:{cls.__name__.lower()}", value.get_secret_value())
+
+
+def _is_secret(cls: type) -> bool:
+    types = sys.modules.get("pydantic.types")
+    return types is not None and cls in {types.SecretStr, types.SecretBytes}
+
+
+def _told(secret: Any) -> str:
+    """What a model's JSON has in the place of a secret."""
+    value = secret.get_secret_value()
+    return str(value) if isinstance(value, str) else value.decode()
+
+
+def _read_secret(name: str, payload: object) -> object:
+    import pydantic
+
+    secret: object = getattr(pydantic, name)(payload)
+    return secret
 
 
 def kombu_form(value: object) -> object:
@@ -142,14 +169,13 @@ def _model_envelope(model: Any) -> Envelope:
     cls = type(model)
     marker = _marker("pydantic", cls)
     reason = "the model that comes back is not equal to it"
-    for by_alias in (True, False):
+    # The last two are for a model with secrets, which its own JSON does not tell.
+    for dump, by_alias in product((_json_of_model, _json_and_secrets), (True, False)):
         try:
-            dumped = model.model_dump(
-                mode="json", round_trip=True, by_alias=by_alias, warnings=False
-            )
+            dumped = dump(model, by_alias)
             again = _read_model(cls, dumped)
         except Exception as error:  # noqa: BLE001 - the model's own code
-            reason = str(error)
+            reason = without_input(error)
             continue
         if again == model:
             given = model.model_fields_set
@@ -160,6 +186,25 @@ def _model_envelope(model: Any) -> Envelope:
         f"a {full_name(cls)} does not survive its own JSON ({reason})",
         "store model_dump() of the parts that matter, or plain values",
     )
+
+
+def _json_of_model(model: Any, by_alias: bool) -> Any:
+    return model.model_dump(mode="json", round_trip=True, by_alias=by_alias, warnings=False)
+
+
+def _json_and_secrets(model: Any, by_alias: bool) -> Any:
+    """Pydantic's JSON with the secrets left in it, each of which gets its own envelope."""
+    from pydantic_core import to_jsonable_python
+
+    def jsonable(part: Any) -> Any:
+        if isinstance(part, dict):
+            keys = [next(iter(to_jsonable_python({key: None}))) for key in part]
+            return dict(zip(keys, map(jsonable, part.values()), strict=True))
+        if isinstance(part, (list, tuple, set, frozenset)):
+            return [jsonable(item) for item in part]
+        return part if _is_secret(type(part)) else to_jsonable_python(part)
+
+    return jsonable(model.model_dump(round_trip=True, by_alias=by_alias, warnings=False))
 
 
 # --- reading -----------------------------------------------------------------
@@ -189,7 +234,8 @@ def from_envelope(found: dict[str, Any]) -> Any:
         raise
     except Exception as error:
         raise Refusal(
-            f"the value of type {marker!r} cannot be read ({type(error).__name__}: {error})",
+            f"the value of type {marker!r} cannot be read"
+            f" ({type(error).__name__}: {without_input(error)})",
             "keep the type readable for as long as stored values use it (register_type has to "
             "run in this process too)",
         ) from error
@@ -224,7 +270,7 @@ def _read_dataclass(cls: Any, payload: dict[str, object]) -> object:
 
 def _read_model(cls: Any, payload: object) -> Any:
     # As JSON, not as Python objects: a strict model takes a date as text only there.
-    return cls.model_validate_json(json.dumps(payload))
+    return cls.model_validate_json(json.dumps(payload, default=_told))
 
 
 def _with_fields_set(value: object, found: dict[str, Any]) -> object:
@@ -239,6 +285,8 @@ _OWN_READERS: dict[str, Callable[[Any], object]] = {
     "durable:frozenset": frozenset,
     "durable:tuple": tuple,
     "durable:dict": dict,
+    "durable:secretstr": lambda text: _read_secret("SecretStr", text),
+    "durable:secretbytes": lambda data: _read_secret("SecretBytes", data),
 }
 _CLASS_READERS: dict[str, Callable[[Any, Any], object]] = {
     "enum": _read_enum,

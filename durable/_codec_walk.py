@@ -19,6 +19,7 @@ from durable._codec_types import (
     kombu_form,
     to_envelope,
 )
+from durable._plain_words import without_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -129,7 +130,7 @@ def _check_comes_back(value: object, stored: dict[str, Any]) -> None:
     except Refusal as refusal:
         reason = refusal.problem
     except Exception as error:  # noqa: BLE001 - the classes' own __eq__
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {without_input(error)}"
     raise Refusal(
         f"a {full_name(type(value))} does not survive storing ({reason})",
         "see that calling the class with its fields gives an equal object, or store plain values",

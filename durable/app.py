@@ -11,20 +11,23 @@ from celery import signals
 from celery.backends.base import DisabledBackend
 from celery.utils.log import get_logger
 
-from durable import beat, boundary, canvas, context, outcomes
+from durable import beat, boundary, canvas, context, items, joining, outcomes, shown
 from durable.classify import Classifier
 from durable.clock import SYSTEM, Clock
 from durable.codec import Codec
 from durable.config import Settings, load_settings
+from durable.control import Control
+from durable.encryption import Keyring
+from durable.erasure import Erasure
 from durable.errors import (
     ConfigurationError,
     DatabaseReadOnly,
     DatabaseUnavailable,
-    RunNotFound,
     StoreError,
 )
 from durable.execution import SENDING, Services
 from durable.lease import Lease
+from durable.masking import Mask
 from durable.result import DurableGroupResult, DurableResult
 from durable.start import Starter
 from durable.steps import Step
@@ -33,7 +36,7 @@ from durable.store.events import NewEvent
 from durable.store.pool import Database
 from durable.store.sessions import Sessions
 from durable.task import Workflow
-from durable.waiting import check_event_type
+from durable.waiting import check_event_type, check_idempotency_key
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -95,7 +98,10 @@ class Durable:
         signals.task_postrun.connect(self._on_postrun, weak=False)
         beat.install(self)
         canvas.install()
+        joining.install()
+        shown.install()
         outcomes.install(self)
+        items.install(app)
 
     # --- made at first use
 
@@ -126,7 +132,15 @@ class Durable:
     @cached_property
     def codec(self) -> Codec:
         """What turns values into stored text."""
-        return Codec(max_bytes=self.settings.max_payload_bytes)
+        settings = self.settings
+        keys = settings.encryption_keys
+        keyring = Keyring(keys, writes=settings.encrypt) if keys else None
+        return Codec(max_bytes=settings.max_payload_bytes, keyring=keyring)
+
+    @cached_property
+    def mask(self) -> Mask:
+        """What hides from people what ``durable_mask`` names, or all that is encrypted."""
+        return Mask(self.settings.mask, hides_all=self.codec.encrypts)
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -141,7 +155,14 @@ class Durable:
     @cached_property
     def services(self) -> Services:
         """What every execution shares."""
-        return Services(self.codec, self.classifier, self.clock, self._trusted_packages())
+        return Services(
+            self.codec, self.classifier, self.clock, self._trusted_packages(), self.mask
+        )
+
+    @cached_property
+    def control(self) -> Control:
+        """What people do to runs: cancel, pause, resume, restart, settle a step."""
+        return Control(self)
 
     @property
     def has_backend(self) -> bool:
@@ -246,8 +267,8 @@ class Durable:
     ) -> str:
         """Send an event to a run; see `durable.send_event`."""
         check_event_type(event_type)
-        if not queries.is_run_id(run_id):
-            raise RunNotFound(f"{run_id!r} is not the id of a run, which is a UUID")
+        check_idempotency_key(idempotency_key)
+        run_id = queries.checked_run_id(run_id)
         execution = context.running.get()
         if execution is not None and not (execution.in_step or execution.journal.inline):
             send = partial(self._send_event, run_id, event_type, payload, idempotency_key)
@@ -269,6 +290,51 @@ class Durable:
             idempotency_key=idempotency_key,
         )
         return self.database.call(events.send, event)
+
+    def erase(
+        self,
+        run_id: str | None = None,
+        *,
+        subject: str | None = None,
+        reason: str | None = None,
+        actor: str | None = None,
+        force: bool = False,
+    ) -> list[str]:
+        """Erase the data of an ended run, or of all runs of a subject, with all their children.
+
+        Arguments, results, errors, progress, steps' results, events' payloads
+        and callbacks with their arguments go, also what a parent's history has
+        of them. Ids, names, statuses and times stay.
+
+        Args:
+            run_id: the run, or
+            subject: the tag of ``apply_async(subject=...)``.
+            reason: why, for the audit.
+            actor: who; by default the user of this process and its host.
+            force: whether to give up what Celery has still to deliver of an ended run.
+
+        Returns:
+            Ids of the runs that were erased now.
+
+        Raises:
+            NotAllowed: one of the runs has not ended, or is still needed; nothing is erased.
+            RunNotFound: there is no such run, or none of the subject.
+
+        Example:
+            >>> from celery import current_app
+            >>> @workflow
+            ... def fulfil(order_id: str) -> str:
+            ...     return f"{order_id} is done"
+            >>> result = fulfil.apply_async(["o-42"], subject="customer-7")
+            >>> result.get(timeout=30)
+            'o-42 is done'
+            >>> current_app.durable.erase(subject="customer-7") == [result.id]
+            True
+            >>> row = result.run()
+            >>> row.name.endswith("fulfil"), row.status, row.input, row.output
+            (True, 'succeeded', None, None)
+        """
+        return Erasure(self, run_id, subject, force=force).run(reason=reason, actor=actor)
 
     def cancel(self, run_id: str, reason: str) -> None:
         """Cancel a run for Celery's sake; it is rung again if the database is away."""

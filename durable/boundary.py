@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 from celery.utils.log import get_logger
-from kombu.utils.json import loads as load_message
 
+from durable import loop, stored_message
 from durable._codec_types import TYPE
+from durable.coroutines import enter_directly, enter_eagerly
+from durable.encryption import LOCKED_OUT, LOCKED_OUT_REST, SEALED
 from durable.errors import (
     DatabaseReadOnly,
     DatabaseUnavailable,
+    EncryptionError,
     NonDeterministicWorkflow,
     Parked,
     PayloadError,
@@ -54,6 +57,8 @@ def run_inline(task: Workflow, durable: Durable, body: Body, args: Any, kwargs: 
         journal=MemoryJournal(durable.clock.now),
         services=durable.services,
     )
+    if task.durable_async:
+        execution.enter = enter_eagerly if task.request.is_eager else enter_directly
     with execution.active():
         return body(*args, **kwargs)
 
@@ -69,35 +74,44 @@ def run_in_worker(task: Workflow, durable: Durable, body: Body) -> Any:
     if claimed is None:
         raise Ignore("the run is another worker's, parked, or over")
     claim, history = claimed
-    return _Attempt(task, durable, claim, History(history)).run(body)
+    return _Attempt(task, durable, claim, history).run(body)
 
 
 class _Attempt:
     """One claim of one run, from the claim to what Celery is told."""
 
     def __init__(
-        self, task: Workflow, durable: Durable, claim: runs.Claim, history: History
+        self,
+        task: Workflow,
+        durable: Durable,
+        claim: runs.Claim,
+        history: Sequence[runs.StepRecord],
     ) -> None:
         self.task = task
         self.request: Context = task.request
         self.durable = durable
         self.claim = claim
+        self.history = history
         self.journal = PostgresJournal(durable.database, durable.sessions, durable.lease, claim)
         self.execution = Execution(
             id=claim.id,
             name=claim.name,
             attempt=claim.attempt,
-            history=history,
+            history=History(),
             journal=self.journal,
             services=durable.services,
             generation=claim.generation,
+            enter=loop.run if task.durable_async else None,
         )
 
     def run(self, body: Body) -> Any:
         """Execute the body and end; or repeat only what Celery delivers after the end."""
         claim = self.claim
         try:
+            self._decrypt()
             args, kwargs = self._fill_in_request()
+        except EncryptionError as exc:
+            return self._locked_out(exc)
         except PayloadError as exc:
             return self._parked(Park("paused", f"its input cannot be read: {exc}"), exc)
         if claim.status in ENDED:
@@ -124,10 +138,39 @@ class _Attempt:
             return self._suspended()
         return self._succeeded(value) if error is None else self._failed(error)
 
+    def _decrypt(self) -> None:
+        """Decrypt all that was stored, before the body runs: a missing key is not its error."""
+        codec, claim = self.durable.codec, self.claim
+        if claim.status in ENDED:
+            self.claim = claim._replace(
+                output=claim.output and codec.open(claim.output),
+                error=claim.error and codec.open(claim.error),
+            )
+            return
+        self.execution.history = History(self._decrypted())
+
+    def _decrypted(self) -> Iterator[Sequence[object]]:
+        codec = self.durable.codec
+        for record in self.history:
+            output, error = record[6], record[7]
+            if (output and SEALED in output) or (error and SEALED in error):
+                plain = (output and codec.open(output), error and codec.open(error))
+                yield (*record[:6], *plain, record[8])
+            else:
+                yield record
+
+    def _locked_out(self, exc: EncryptionError) -> Any:
+        """Leave the run to a worker that has the key, or until this one is given it."""
+        claim = self.claim
+        logger.error("run %s waits for a worker that can decrypt it: %s", claim.id, exc)
+        if claim.status in ENDED:  # rung again, as its delivery stays unconfirmed
+            raise Ignore(str(exc)) from exc
+        return self._parked(Park("sleeping", f"{LOCKED_OUT}: {exc}", delay=LOCKED_OUT_REST), exc)
+
     def _fill_in_request(self) -> tuple[list[Any], dict[str, Any]]:
         """Give the request what the message did not carry, in place: hooks look at it later."""
         request, claim = self.request, self.claim
-        message = load_message(claim.message)
+        message = stored_message.loaded(claim.message, self.durable.codec)
         given = self.durable.codec.decode(claim.input)
         args, kwargs = given["args"], given["kwargs"]
         if isinstance(request.args, list):  # else it is pickle's tuple of a message without a run
@@ -139,6 +182,8 @@ class _Attempt:
         request.errbacks = message.get("link_error")
         request.chain = message.get("chain")
         request.chord = message.get("chord")
+        if request.delivery_info:  # of a woken run's message, not what its children inherit
+            request.delivery_info["priority"] = message.get("priority")
         request.durable_claim = claim
         (request.headers or {}).pop(DOORBELL, None)  # the rest are the user's, to pass on
         return args, kwargs
@@ -154,7 +199,7 @@ class _Attempt:
         request = self.request
         followed = request.callbacks or request.chain or request.chord
         ignored = ignores_result(self.task, request)
-        if followed or not ignored:
+        if followed or not ignored or self.task.durable_keeps_output:
             codec = self.durable.codec
             try:
                 output = codec.encode(value, f"the result of workflow {self.claim.name!r}")
@@ -182,6 +227,8 @@ class _Attempt:
             self._finish("succeeded", reason="ignored")
             self._expect(states.IGNORED)
             raise exc
+        if isinstance(exc, EncryptionError) and not is_settled(exc):
+            return self._locked_out(exc)
         if isinstance(exc, Reject):
             if exc.requeue:
                 return self._parked(Park("pending", "rejected"), None)
@@ -231,6 +278,8 @@ class _Attempt:
         assert suspension is not None
         if suspension.reason == "cancel":
             return self._end_canceled()
+        if suspension.reason == "pause":
+            return self._parked(Park("paused", "paused"), None)
         if suspension.reason == "unstorable" and suspension.cause is not None:
             return self._failed(suspension.cause)
         if suspension.reason in {"fenced", "lease missed"}:

@@ -11,15 +11,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid as celery_uuid
-from celery.utils.saferepr import saferepr
 from kombu.utils.json import dumps as dump_message
 from kombu.utils.json import loads as load_message
 
-from durable import context
+from durable import context, stored_message
 from durable.durations import LONGEST, parse_seconds
 from durable.errors import OptionError
 from durable.handles import WAITER
+from durable.masking import HIDDEN
 from durable.store.runs import NewRun
+from durable.stored_message import CANVAS
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -52,9 +53,6 @@ KEPT = (
     "stamped_headers",
 )
 
-#: What is filled in from the row at the claim, and not sent along.
-CANVAS = ("link", "link_error", "chain", "chord")
-
 _LATER = ("idempotency_key", "transaction")
 
 #: What `apply_async` acts on.
@@ -80,11 +78,16 @@ _CALL_OPTIONS = frozenset(
         "retry_policy",
         "route_name",
         "router",
+        "subject",
         "task_id",
         "task_type",
     }
 )
+#: Header of a message without a run that says whose data it has.
+SUBJECT = "durable_subject"
+
 _TYPO_LIKENESS = 0.82
+_LONGEST_SUBJECT = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class Preparer:
             namespace=durable.settings.namespace,
             name=call.task.name,
             input=text,
-            message=dump_message(message),
+            message=stored_message.dumped(message, durable.codec),
             queue=queue,
             delay=delay,
             deadline=_seconds(options.get("deadline", call.task.deadline), "deadline"),
@@ -144,6 +147,7 @@ class Preparer:
             parent=waiter or _parent(),
             reports=waiter is not None,
             on_parent_cancel=_on_parent_cancel(options, waiter),
+            subject=_subject(options),
         )
         return run, message
 
@@ -161,16 +165,23 @@ class Preparer:
             if options.get(key):
                 message[key] = _with_ids(options[key]) if key != "chord" else options[key]
         self._inherit(message, conf)
-        amqp, maxlevels = self._app.amqp, conf.get("task_repr_maxlevels", 3)
-        if call.args and "argsrepr" not in message:
-            message["argsrepr"] = saferepr(call.args, amqp.argsrepr_maxsize, maxlevels=maxlevels)
-        if call.kwargs and "kwargsrepr" not in message:
-            message["kwargsrepr"] = saferepr(
-                call.kwargs, amqp.kwargsrepr_maxsize, maxlevels=maxlevels
-            )
+        self._show_arguments(call, message)
         if self._app.backend.__class__.__name__ == "RPCBackend":
             message["reply_to"] = options.get("reply_to") or self._app.thread_oid
         return message
+
+    def _show_arguments(self, call: Call, message: dict[str, Any]) -> None:
+        """Represent the arguments for people, masked; all that a message has of them."""
+        mask, amqp = self._durable.mask, self._app.amqp
+        if mask.hides_all:
+            message.update(dict.fromkeys(stored_message.REPRS, HIDDEN))
+            return
+        levels = self._app.conf.get("task_repr_maxlevels", 3)
+        args, kwargs = mask.arguments(call.task.run, call.args, call.kwargs)
+        if args and "argsrepr" not in message:
+            message["argsrepr"] = mask.shown(args, amqp.argsrepr_maxsize, levels)
+        if kwargs and "kwargsrepr" not in message:
+            message["kwargsrepr"] = mask.shown(kwargs, amqp.kwargsrepr_maxsize, levels)
 
     def _inherit(self, message: dict[str, Any], conf: Any) -> None:
         parent = self._app.current_worker_task
@@ -272,6 +283,16 @@ def _on_parent_cancel(options: Mapping[str, Any], waiter: str | None) -> str | N
             "on_parent_cancel= is for runs that the body of a workflow starts, outside its steps"
         )
     return None if policy == "abandon" else policy
+
+
+def _subject(options: Mapping[str, Any]) -> str | None:
+    subject = options.get("subject")
+    if subject is None or (isinstance(subject, str) and 0 < len(subject) <= _LONGEST_SUBJECT):
+        return subject
+    raise OptionError(
+        f"subject= is a text of 1 to {_LONGEST_SUBJECT} characters, such as 'customer-42', by which"
+        " app.durable.erase(subject=...) finds the run"
+    )
 
 
 def _check_arguments(call: Call) -> None:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 
 def _setting(kind: accept.Kind, meaning: str, *, default: object, unit: str = "") -> Any:
-    return field(default=default, metadata={"kind": kind, "meaning": meaning, "unit": unit})
+    metadata = {"kind": kind, "meaning": meaning, "unit": unit}
+    return field(default=default, repr=not kind.secret, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,12 @@ class Settings:
         default=100,
         unit="runs",
     )
+    wake_priority: int | str = _setting(
+        accept.priority(),
+        "Priority of the message that rings a run which was begun before, so that it gets ahead "
+        "of new ones; `auto`: the highest with RabbitMQ and Redis; `off`: the run's own.",
+        default=accept.AUTO,
+    )
     max_recoveries: int = _setting(
         accept.whole(1, 1_000),
         "How often a run may take its worker down without a step in between, before it is failed.",
@@ -114,6 +121,23 @@ class Settings:
     exception_modules: tuple[str, ...] = _setting(
         accept.modules(),
         "Packages, beside the tasks' own, whose stored exceptions are rebuilt by import.",
+        default=(),
+    )
+    encryption_keys: tuple[str, ...] = _setting(
+        accept.fernet_keys(),
+        "Keys by which arguments, results, errors and events are encrypted in Postgres: the first "
+        "one writes, each one reads. Needs the extra `encryption`.",
+        default=(),
+    )
+    encrypt: bool = _setting(
+        accept.flag(),
+        "Whether new values are encrypted when there are keys; switched off, the keys only read.",
+        default=True,
+    )
+    mask: tuple[str, ...] = _setting(
+        accept.names(),
+        "Arguments, keys and fields whose values are shown as `***` in messages, logs and tools, "
+        "whatever their case, underscores and hyphens.",
         default=(),
     )
     accept_only: bool = _setting(
@@ -214,7 +238,7 @@ def _read(given: Mapping[str, Given], problems: list[str]) -> dict[str, Any]:
         try:
             values[name] = kind.read(setting.value)
         except accept.RefusedError as why:
-            shown = accept.mask_secrets(repr(setting.value))
+            shown = "***" if kind.secret else accept.mask_secrets(repr(setting.value))
             detail = f" ({why})" if str(why) else ""
             problems.append(f"{setting.where} is {shown}; accepted: {kind.accepts}{detail}")
     return values

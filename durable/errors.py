@@ -6,9 +6,12 @@
     ├── ConfigurationError        a setting is missing, unknown or ill-typed
     ├── OptionError               an option of a workflow, step or call is wrong
     ├── PayloadError              a value cannot be stored as it is
+    ├── EncryptionError           a stored value cannot be decrypted here
     ├── NotInWorkflow             a verb was called outside a run
     ├── RunNotFound               no such run in this namespace
     ├── RunEnded                  the run has ended, it takes no more events
+    ├── NotAllowed                the run's state does not allow this action
+    ├── RunErased                 the data of the run was erased
     ├── EventTimeout              no event came in time
     ├── NonDeterministicWorkflow  the code asks for another step than the recorded one
     ├── UnsupportedByDurable      a Celery feature that has no durable meaning
@@ -25,6 +28,7 @@
     └── retry classes, for user code to raise
         ├── TransientError        try again at once
         ├── RecoverableError      try again later
+        │   └── CircuitOpen       a circuit breaker refuses the call
         └── PermanentError        do not try again
 
     Parked(celery.exceptions.Retry)   what Celery is told when a run waits
@@ -52,6 +56,10 @@ class PayloadError(DurableError, ValueError):
     """A value cannot be stored without changing it."""
 
 
+class EncryptionError(DurableError):
+    """A stored value cannot be decrypted: this process lacks the key, or the value was changed."""
+
+
 class NotInWorkflow(DurableError, RuntimeError):
     """A verb that needs a run was called outside one."""
 
@@ -62,6 +70,14 @@ class RunNotFound(DurableError, LookupError):
 
 class RunEnded(DurableError):
     """The run has ended: nothing more can be sent to it."""
+
+
+class NotAllowed(DurableError):
+    """The state of the run does not allow this action."""
+
+
+class RunErased(DurableError):
+    """The run's arguments, result and steps were erased; that it took place is still known."""
 
 
 class EventTimeout(DurableError, TimeoutError):
@@ -187,6 +203,26 @@ class RecoverableError(DurableError):
     def __init__(self, message: str = "", *, retry_after: object = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class CircuitOpen(RecoverableError):
+    """A circuit breaker refuses the call; in a step it is tried again when a probe is due.
+
+    Attributes:
+        breaker: name of the `CircuitBreaker`.
+        retry_after: seconds until it lets a call through again, if the service is back.
+
+    Example:
+        >>> try:
+        ...     raise durable.CircuitOpen("down", breaker="carrier", retry_after=12.5)
+        ... except durable.RecoverableError as exc:
+        ...     print(exc.breaker, exc.retry_after)
+        carrier 12.5
+    """
+
+    def __init__(self, message: str = "", *, breaker: str = "", retry_after: object = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.breaker = breaker
 
 
 class PermanentError(DurableError):

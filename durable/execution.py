@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Protocol
 
 from durable import context
+from durable.attempts import Ended, Outcome, attempts, is_settled, replayed, settled
+from durable.branch import Branch, Frame, Suspension, Waiting, current_branch
+from durable.encryption import LOCKED_OUT, LOCKED_OUT_REST
 from durable.errors import (
+    EncryptionError,
     NonDeterministicWorkflow,
     NotInWorkflow,
-    PayloadError,
     StoreError,
     Suspend,
+    UnsupportedByDurable,
 )
-from durable.failures import decode_failure, encode_failure
+from durable.failures import encode_failure
 from durable.history import History, Recorded
 from durable.journal import Parking
+from durable.masking import Mask
 from durable.retry import RetryPolicy
 from durable.steps import Step
 from durable.store.runs import Park
 from durable.store.steps import StepAttempt, Written
-from durable.store.waits import Place
+from durable.store.waits import Place, decrypted
 from durable.timeouts import limited
 
 if TYPE_CHECKING:
@@ -33,19 +36,24 @@ if TYPE_CHECKING:
     from durable.clock import Clock
     from durable.codec import Codec
     from durable.journal import Journal
-    from durable.retry import Decision
-    from durable.store.sessions import StepTransaction
     from durable.store.waits import Wait
 
 
-#: The line of steps that this thread, greenlet or asyncio task is executing.
-_branch: ContextVar[Branch] = ContextVar("durable_branch")
+__all__ = [
+    "SENDING",
+    "Branch",
+    "Driver",
+    "Execution",
+    "Frame",
+    "Services",
+    "Suspension",
+    "Waiting",
+    "is_settled",
+    "settled",
+]
 
 #: How often the broker or the database is asked to take what the body sends.
 SENDING = RetryPolicy(max_retries=None)
-
-#: Before a step runs again whose session could not be committed, in seconds.
-_COMMIT_PAUSE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,87 +64,32 @@ class Services:
     classifier: Classifier
     clock: Clock
     trusted_packages: Sequence[str]
+    mask: Mask = field(default_factory=Mask)
 
 
-@dataclass(slots=True)
-class Branch:
-    """A line of steps, one after the other. The body of a workflow is branch ``""``.
+class Driver(Protocol):
+    """The event loop that drives the body of an ``async def`` workflow."""
 
-    Attributes:
-        path: the number of each branch from the outermost to this one.
-        frame: the step whose body is running in it; None between steps.
-    """
+    def step(
+        self, step: Step[Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Return the recorded outcome of an async step, or produce it."""
 
-    path: str = ""
-    next_ordinal: int = 0
-    draws: int = 0
-    frame: Frame | None = None
+    def wait(self, waiting: Waiting) -> Coroutine[Any, Any, Wait]:
+        """Let the calling branch wait; the others go on."""
 
-    def take(self) -> int:
-        """Take the next place in the line."""
-        ordinal = self.next_ordinal
-        self.next_ordinal += 1
-        self.draws = 0
-        return ordinal
+    def stop(self, waiting: Waiting, wait: Wait) -> Suspend:
+        """Stop the calling branch, which cannot wait; the others go on."""
 
-    def draw(self) -> str:
-        """Name this draw between two places. It takes none: nothing of it is recorded."""
-        self.draws += 1
-        return f"{self.next_ordinal}.{self.draws}"
+    def check(self) -> None:
+        """Raise `Suspend` again if the calling branch has stopped already."""
+
+    async def deliver(self, rank: int | None) -> None:
+        """Wait until it is the turn of an outcome with this rank; None: a new one."""
 
 
-@dataclass(slots=True)
-class Frame:
-    """The step attempt whose body is running."""
-
-    name: str
-    branch: str
-    ordinal: int
-    attempt: int
-    kind: str = "run"
-    transaction: StepTransaction | None = None
-    tasks: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Suspension:
-    """That, and why, this execution has stopped.
-
-    Attributes:
-        reason: ``retry``, ``fenced``, ``cancel``, ``hand-back``, ``paused``.
-        due_in: seconds, if known.
-        cause: the error behind it.
-    """
-
-    reason: str
-    due_in: float | None = None
-    cause: Exception | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Something that a run waits for.
-
-    Attributes:
-        ask: begins the wait, or looks whether it is over; None: fenced.
-        status: of the run meanwhile, ``sleeping`` or ``waiting``.
-        reason: likewise, for people.
-    """
-
-    ask: Callable[[], Wait | None]
-    status: str
-    reason: str
-
-
-class _Success(NamedTuple):
-    output: str
-    seconds: float
-
-
-class _Failure(NamedTuple):
-    error: Exception
-    seconds: float
-    not_stored: bool = False
+#: What makes the outcome of a run of the coroutine of its body.
+Enter = Callable[["Execution", Coroutine[Any, Any, Any]], Any]
 
 
 @dataclass
@@ -146,6 +99,12 @@ class Execution:
     `suspension` is sticky: a ``finally`` or a bare ``except`` of the user's
     may get in the way of `Suspend`, so the next verb raises it again, and the
     boundary with Celery trusts the mark and not what comes out of the body.
+
+    `driver` is None for a plain body. `enter`, taken by the first ``async def``
+    body that is called, runs it.
+
+    `sole_step`: the run is one step and nothing else, so its result is not
+    recorded twice; a crash before the run's end has the step in flight.
     """
 
     id: str
@@ -158,11 +117,14 @@ class Execution:
     root: Branch = field(default_factory=Branch)
     suspension: Suspension | None = None
     started_tasks: set[str] = field(default_factory=set)
+    sole_step: bool = False
+    driver: Driver | None = None
+    enter: Enter | None = None
 
     @property
     def branch(self) -> Branch:
         """The line of steps that the calling code belongs to."""
-        return _branch.get(None) or self.root
+        return current_branch.get(None) or self.root
 
     @property
     def frame(self) -> Frame | None:
@@ -177,36 +139,56 @@ class Execution:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make this the run that `durable.*` verbs speak of."""
-        branch = _branch.set(self.root)
+        branch = current_branch.set(self.root)
         token = context.running.set(self)
         try:
             yield
         finally:
             context.running.reset(token)
-            _branch.reset(branch)
+            current_branch.reset(branch)
 
     def check(self) -> None:
         """Raise `Suspend` again if this execution has stopped already."""
-        if self.suspension is not None:
+        if self.driver is not None:
+            self.driver.check()
+        elif self.suspension is not None:
             raise Suspend(self.suspension.reason)
 
     def suspend(
-        self, reason: str, due_in: float | None = None, cause: Exception | None = None
+        self,
+        reason: str,
+        due_in: float | None = None,
+        cause: Exception | None = None,
+        park: Park | None = None,
     ) -> Suspend:
         """Note that this execution stops here; the caller raises what is returned."""
-        self.suspension = Suspension(reason, due_in, cause)
+        self.suspension = Suspension(reason, due_in, cause, park)
         return Suspend(reason)
 
     def park(
         self, how: Park, failed: StepAttempt | None = None, cause: Exception | None = None
     ) -> Suspend | None:
-        """Give the run back; the caller raises what is returned. None: waiting is skipped here."""
+        """Give the run back; the caller raises what is returned. None: waiting is skipped here.
+
+        With branches beside this one it is given back when their steps have ended.
+        """
+        reason = "paused" if how.status == "paused" else how.reason
+        if self.driver is not None and not self.journal.inline:
+            if self.suspension is not None:
+                return Suspend(self.suspension.reason)
+            return self.suspend(reason, how.delay, cause, how)
         parking = self.journal.park(how, failed)
         if parking is Parking.SKIPPED:
             return None
         if parking is Parking.FENCED:
             return self.suspend("fenced")
-        return self.suspend("paused" if how.status == "paused" else how.reason, how.delay, cause)
+        return self.suspend(reason, how.delay, cause)
+
+    def settle(self) -> None:
+        """Park as a branch has asked for, now that no other works."""
+        how = self.suspension.park if self.suspension is not None else None
+        if how is not None and self.journal.park(how) is Parking.FENCED:
+            self.suspend("fenced")
 
     # --- steps
 
@@ -218,112 +200,71 @@ class Execution:
         kind: str = "run",
     ) -> Any:
         """Return the recorded outcome of the step at this place, or produce it."""
-        self.check()
-        ordinal = self.branch.take()
-        past = self._past(ordinal, step.name)
-        if past and past[-1].settled:
-            return self._replayed(past[-1])
-        body = lambda: self._call(step, args, kwargs)  # noqa: E731
-        return self._perform(step, kind, ordinal, list(past), body)
-
-    def _call(self, step: Step[Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if step.timeout is None:
-            return step.function(*args, **kwargs)
-        with limited(step.timeout, step.name, self.services.clock.monotonic):
-            return step.function(*args, **kwargs)
-
-    def _past(self, ordinal: int, name: str) -> tuple[Recorded, ...]:
+        core = attempts(self, step, kind)
+        answer: Any = None
         try:
-            return self.history.attempts(self.branch.path, ordinal, name)
+            while True:
+                todo = core.send(answer)
+                if isinstance(todo, Frame):
+                    answer = self._run(todo, step, args, kwargs)
+                elif isinstance(todo, Waiting):
+                    answer = self.wait(todo)
+                else:
+                    self.services.clock.sleep(todo)
+                    answer = None
+        except StopIteration as end:
+            outcome: Outcome = end.value
+        return outcome.told()
+
+    def _run(
+        self, frame: Frame, step: Step[Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Ended:
+        clock = self.services.clock.monotonic
+        branch = self.branch
+        started = clock()
+        branch.frame = frame
+        try:
+            if step.timeout is None:
+                value = step.function(*args, **kwargs)
+            else:
+                with limited(step.timeout, step.name, clock):
+                    value = step.function(*args, **kwargs)
+        except Exception as exc:  # noqa: BLE001 - whatever a step raises is its outcome
+            return Ended(None, exc, clock() - started)
+        except BaseException:
+            frame.roll_back()
+            raise
+        finally:
+            branch.frame = None
+        return Ended(value, None, clock() - started)
+
+    def async_step(
+        self, step: Step[Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Like `step`, for an async function: to be awaited.
+
+        Raises:
+            UnsupportedByDurable: the workflow is no ``async def``.
+        """
+        if self.driver is None:
+            raise UnsupportedByDurable(
+                f"the async step {step.name!r} was called in workflow {self.name!r}, which has no"
+                " event loop: make the workflow an `async def` and await the step, or make the"
+                " step a plain `def`"
+            )
+        return self.driver.step(step, args, kwargs)
+
+    def past(self, branch: Branch, ordinal: int, name: str) -> tuple[Recorded, ...]:
+        """Look up the attempts at a place; another step than this one there pauses the run."""
+        try:
+            return self.history.attempts(branch.path, ordinal, name)
         except NonDeterministicWorkflow as exc:
             suspend = self.park(Park("paused", str(exc)), cause=exc)
             if suspend is None:
                 raise
             raise suspend from exc
 
-    def _replayed(self, step: Recorded) -> Any:
-        if step.status == "succeeded":
-            return self.services.codec.decode(step.output or "null")
-        raise settled(decode_failure(step.error or "null", self.services.codec))
-
-    def _perform(
-        self,
-        step: Step[Any, Any],
-        kind: str,
-        ordinal: int,
-        past: list[Recorded],
-        body: Callable[[], Any],
-    ) -> Any:
-        while True:
-            self.journal.before_body(self)
-            number = past[-1].attempt + 1 if past else 1
-            frame = Frame(step.name, self.branch.path, ordinal, number, kind)
-            outcome = self._attempt(frame, body)
-            if isinstance(outcome, _Success):
-                return self.services.codec.decode(outcome.output)
-            if isinstance(outcome, _Failure):
-                past.append(self._settle(step, frame, outcome, past))
-            else:  # the commit of its session came to nothing: the same attempt again
-                self.services.clock.sleep(_COMMIT_PAUSE)
-
-    def _attempt(self, frame: Frame, body: Callable[[], Any]) -> _Success | _Failure | None:
-        clock = self.services.clock.monotonic
-        started = clock()
-        branch = self.branch
-        branch.frame = frame
-        try:
-            value = body()
-        except Exception as exc:  # noqa: BLE001 - whatever a step raises is its outcome
-            self._roll_back(frame)
-            return _Failure(exc, clock() - started)
-        except BaseException:
-            self._roll_back(frame)
-            raise
-        finally:
-            branch.frame = None
-        try:
-            output = self.services.codec.encode(value, f"the result of step {frame.name!r}")
-            success = _Success(output, clock() - started)
-            return success if self._commit(frame, success) else None
-        except PayloadError as exc:
-            self._roll_back(frame)
-            return _Failure(exc, clock() - started, not_stored=True)
-        except Exception as exc:
-            if frame.transaction is None:
-                raise
-            return _Failure(exc, clock() - started)
-
-    def _roll_back(self, frame: Frame) -> None:
-        if frame.transaction is not None:
-            frame.transaction.rollback()
-
-    def _commit(self, frame: Frame, success: _Success) -> bool:
-        """Store a result. False: nothing was stored, the body has to run again."""
-        record = self._record(frame, "succeeded", success.seconds, output=success.output)
-        if frame.transaction is None:
-            self._write(record)
-            return True
-        written = frame.transaction.commit(record)
-        if written is None:
-            return self.journal.was_recorded(record)
-        self._obey(written)
-        return True
-
-    def _write(self, record: StepAttempt) -> None:
-        """Store an attempt. What Postgres can never take ends the run, whoever swallows it."""
-        try:
-            written = self.journal.record(record)
-        except StoreError as exc:
-            raise self.suspend("unstorable", cause=exc) from exc
-        self._obey(written)
-
-    def _obey(self, written: Written) -> None:
-        if written is Written.FENCED:
-            raise self.suspend("fenced")
-        if written is Written.CONTROLLED:
-            self.suspend("cancel")  # the next verb, or the end of the body, acts on it
-
-    def _record(
+    def record(
         self,
         frame: Frame,
         status: str,
@@ -333,6 +274,7 @@ class Execution:
         error: str | None = None,
         verdict: str | None = None,
     ) -> StepAttempt:
+        """Make the record of an attempt."""
         return StepAttempt(
             self.id,
             self.attempt,
@@ -348,50 +290,20 @@ class Execution:
             verdict,
         )
 
-    # --- failed attempts
+    def write(self, record: StepAttempt) -> None:
+        """Store an attempt. What Postgres can never take ends the run, whoever swallows it."""
+        try:
+            written = self.journal.record(record)
+        except StoreError as exc:
+            raise self.suspend("unstorable", cause=exc) from exc
+        self.obey(written)
 
-    def _settle(
-        self, step: Step[Any, Any], frame: Frame, failure: _Failure, past: Sequence[Recorded]
-    ) -> Recorded:
-        """Record a failed attempt. Returns if the next one is due here; else raises."""
-        exc = failure.error
-        decision = self._judge(step, failure, past)
-        if decision.passes:
-            raise exc
-        error = self.encode_error(exc)
-        record = self._record(
-            frame, "failed", failure.seconds, error=error, verdict=_as_context(decision)
-        )
-        if decision.parks:
-            how = Park("sleeping", "retry", delay=decision.delay)
-            if suspend := self.park(how, record, exc):
-                raise suspend
-        else:
-            self._write(record)
-            if decision.final:
-                raise settled(decode_failure(error, self.services.codec)) from exc
-            self.services.clock.sleep(decision.delay)
-        return Recorded(
-            frame.branch,
-            frame.ordinal,
-            frame.name,
-            frame.attempt,
-            frame.kind,
-            "failed",
-            None,
-            error,
-            record.context,
-        )
-
-    def _judge(self, step: Step[Any, Any], failure: _Failure, past: Sequence[Recorded]) -> Decision:
-        if failure.not_stored:  # another attempt would do it all again, for the same result
-            return step.policy.give_up("the step has run, but its result cannot be stored")
-        return step.policy.decide(
-            failure.error,
-            self.services.classifier,
-            [each.verdict for each in past],
-            random=self.services.clock.random,
-        )
+    def obey(self, written: Written) -> None:
+        """Act on how a write was answered."""
+        if written is Written.FENCED:
+            raise self.suspend("fenced")
+        if written in {Written.CANCEL, Written.PAUSE}:
+            self.suspend(written.value)  # the next verb, or the end of the body, acts on it
 
     def check_complete(self) -> None:
         """Raise if the body has ended before it came to a step that it once took.
@@ -414,13 +326,13 @@ class Execution:
         if self.frame is not None:
             return self.journal.database_now()
         ordinal = self.branch.take()
-        past = self._past(ordinal, name)
+        past = self.past(self.branch, ordinal, name)
         if past:
-            return self._replayed(past[-1])
+            return replayed(self, past[-1]).told()
         self.journal.before_body(self)
         output = self.services.codec.encode(self.journal.database_now(), name)
         frame = Frame(name, self.branch.path, ordinal, 1, "value")
-        self._write(self._record(frame, "succeeded", 0.0, output=output))
+        self.write(self.record(frame, "succeeded", 0.0, output=output))
         return self.services.codec.decode(output)
 
     def derived_key(self) -> str:
@@ -445,7 +357,7 @@ class Execution:
         self.refuse_in_step(verb)
         branch = self.branch
         ordinal = branch.take()
-        past = self._past(ordinal, name)
+        past = self.past(branch, ordinal, name)
         over = past[-1] if past and past[-1].settled else None
         return Place(self.id, self.attempt, branch.path, ordinal, name), over
 
@@ -460,30 +372,42 @@ class Execution:
     def ask(self, ask: Callable[[], Wait | None]) -> Wait:
         """Look whether a wait is over."""
         self.journal.before_body(self)
-        wait = ask()
-        if wait is None:
-            raise self.suspend("fenced")
-        return wait
+        try:
+            wait = ask()
+            if wait is None:
+                raise self.suspend("fenced")
+            return decrypted(wait, self.services.codec)
+        except EncryptionError as exc:
+            how = Park("sleeping", f"{LOCKED_OUT}: {exc}", delay=LOCKED_OUT_REST)
+            raise self.park(how, cause=exc) or exc from exc
 
     def wait(self, waiting: Waiting) -> Wait:
         """Look whether a wait is over; park until it may be."""
         wait = self.ask(waiting.ask)
         if wait.over:
             return wait
-        suspend = self.park(Park(waiting.status, waiting.reason, delay=wait.due_in))
+        if self.driver is not None:
+            raise self.driver.stop(waiting, wait)
+        suspend = self.park(
+            Park(waiting.status, waiting.reason, delay=wait.due_in), cause=waiting.cause
+        )
         assert suspend is not None  # what is executed inline has not got here
         raise suspend
 
     # --- other tasks
 
-    def new_task_id(self) -> str:
-        """Return an id for a task to be started here: the same on every replay."""
+    def new_task_id(self, name: str = "") -> str:
+        """Return an id for a task to be started here: the same on every replay.
+
+        In a step those of one ``name`` are counted, so that an attempt which
+        starts other tasks than the last one does not give them each other's ids.
+        """
         frame = self.frame
         if frame is None:
             seed = f"{self.branch.path}/{self.branch.draw()}"
         else:
-            frame.tasks += 1
-            seed = f"{frame.branch}/{frame.ordinal}/{frame.name}/{frame.tasks}"
+            frame.tasks[name] += 1
+            seed = f"{frame.branch}/{frame.ordinal}/{frame.name}/{name}/{frame.tasks[name]}"
         return str(uuid.uuid5(uuid.UUID(self.id), f"task/{self.generation}/{seed}"))
 
     def dispatch(self, name: str, send: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -491,11 +415,9 @@ class Execution:
 
         Args:
             name: of the task or canvas.
-            send: starts it; returns what the handle is made of, and under
-                ``ids`` the ids of the tasks whose outcome can be waited for.
+            send: starts it; returns what is recorded, of which a handle is made.
         """
         started: Mapping[str, Any] = self.step(Step(send, name, SENDING), (), {}, "dispatch")
-        self.started_tasks.update(started["ids"])
         return started
 
     def idempotency_key(self) -> str:
@@ -536,25 +458,3 @@ class Execution:
                 " its steps is done again on every replay"
             )
         return self.frame
-
-
-def is_settled(exc: BaseException) -> bool:
-    """Tell whether an exception is a step's recorded, final one."""
-    return getattr(exc, "durable_settled", False) is True
-
-
-def settled(exc: BaseException) -> BaseException:
-    """Mark an exception as one that was recorded as final: the body is not repeated for it."""
-    exc.__dict__["durable_settled"] = True  # a frozen dataclass takes no attributes
-    return exc
-
-
-def _as_context(decision: Decision) -> str:
-    verdict: dict[str, object] = {"class": decision.retry_class.value, "reason": decision.reason}
-    if decision.final:
-        verdict["final"] = True
-    else:
-        verdict["retry_in"] = round(decision.delay, 3)
-    if decision.limited:
-        verdict["limited"] = True
-    return json.dumps(verdict)

@@ -63,10 +63,10 @@ def encode_failure(exc: BaseException, codec: Codec, *, trusted_packages: Sequen
         KeyError('sku')
     """
     try:
-        return _encoded(exc, codec, trusted_packages)
+        return codec.seal(_encoded(exc, codec, trusted_packages))
     except Exception as error:  # noqa: BLE001 - a class that breaks even its own attributes
         message = f"<it cannot be described: {type(error).__name__}>"
-        return _encoded_least(_type_of(exc), message, codec)
+        return codec.seal(_encoded_least(_type_of(exc), message, codec))
 
 
 def decode_failure(text: str, codec: Codec) -> BaseException:
@@ -76,6 +76,9 @@ def decode_failure(text: str, codec: Codec) -> BaseException:
         The exception itself, or a :class:`~durable.errors.StepError` with its
         message and type name. Its ``durable_traceback`` is the text of the
         original traceback; a note repeats it for the logs.
+
+    Raises:
+        EncryptionError: it is encrypted, and the key is not known here.
 
     Example:
         >>> from durable.codec import Codec
@@ -143,7 +146,7 @@ def _encoded_to_stand_in(record: dict[str, Any], exc: BaseException, codec: Code
 
 def _encoded_if_it_fits(record: dict[str, Any], codec: Codec) -> str | None:
     try:
-        return codec.encode(record, "an exception", keep_tuples=True)
+        return codec.encode(record, "an exception", keep_tuples=True, secret=False)
     except PayloadError:
         return None
 
@@ -152,7 +155,7 @@ def _encoded_least(type_name: str, message: str, codec: Codec) -> str:
     # A character takes six bytes at worst; this is half of the smallest limit.
     most = codec.max_bytes // 25
     least = {"type": type_name[-most:], "message": _clean(message, most), "rebuild": False}
-    return codec.encode(least, "an exception")
+    return codec.encode(least, "an exception", secret=False)
 
 
 def _is_trusted(cls: type, packages: Sequence[str]) -> bool:
@@ -196,7 +199,7 @@ def _storable_attributes(exc: BaseException, codec: Codec) -> dict[str, Any]:
 
 def _is_storable(value: object, codec: Codec) -> bool:
     try:
-        codec.encode(value, "an exception", keep_tuples=True)
+        codec.encode(value, "an exception", keep_tuples=True, secret=False)
     except Exception:  # noqa: BLE001 - a RecursionError as well as a refusal
         return False
     return True
@@ -271,7 +274,7 @@ def _read(text: str, codec: Codec) -> dict[str, Any]:
         record = codec.decode(text)
     except PayloadError:  # the class of an argument was moved, say
         try:
-            record = {**json.loads(text), "rebuild": False}
+            record = {**json.loads(codec.open(text)), "rebuild": False}
         except (ValueError, TypeError):
             record = text
     return record if isinstance(record, dict) else {"message": str(record)}

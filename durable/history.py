@@ -14,7 +14,11 @@ _ATTEMPTED = frozenset({"run", "dispatch"})
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A recorded attempt of a step; output, error and context are JSON text."""
+    """A recorded attempt of a step; output, error and context are JSON text.
+
+    Attributes:
+        rank: how many attempts of the run had ended before this one.
+    """
 
     branch: str
     ordinal: int
@@ -25,6 +29,7 @@ class Recorded:
     output: str | None
     error: str | None
     context: str | None
+    rank: int = 0
 
     @property
     def verdict(self) -> Mapping[str, object]:
@@ -40,8 +45,19 @@ class Recorded:
         return self.status in {"succeeded", "failed"}
 
 
+def _number(step: Recorded) -> int:
+    return step.attempt
+
+
 class History:
     """Recorded attempts by their place in the workflow: branch and position in it.
+
+    Args:
+        rows: the attempts, in the order in which they ended.
+
+    Attributes:
+        empty: whether there is nothing.
+        noted: highest rank of what was looked up, and is over, since it was set to None.
 
     Example:
         >>> rows = [("", 0, "load", 1, "run", "succeeded", "7", None, None)]
@@ -53,16 +69,21 @@ class History:
     """
 
     def __init__(self, rows: Iterable[Sequence[object]] = ()) -> None:
+        self.empty = True
         self._places: dict[tuple[str, int], tuple[Recorded, ...]] = {}
         self._ahead: dict[str, int] = {}
         self._results: dict[str, Recorded] = {}
-        for row in rows:
-            step = Recorded(*row)  # type: ignore[arg-type]
+        self.noted: int | None = None
+        for rank, row in enumerate(rows):
+            self.empty = False
+            step = Recorded(*row, rank=rank)  # type: ignore[arg-type, misc]
             if step.kind == "result":
                 self._results[step.branch] = step
                 continue
             place = (step.branch, step.ordinal)
-            self._places[place] = (*self._places.get(place, ()), step)
+            known = self._places.get(place, ())
+            # By their numbers: the clock may have been set back between two of them.
+            self._places[place] = tuple(sorted((*known, step), key=_number)) if known else (step,)
             self._ahead[step.branch] = max(self._ahead.get(step.branch, -1), step.ordinal)
 
     def attempts(self, branch: str, ordinal: int, name: str) -> tuple[Recorded, ...]:
@@ -79,12 +100,21 @@ class History:
                 " replay: has it changed since the run started, or does it branch on time,"
                 " chance or outside state that is not itself a step?"
             )
+        if found:
+            self._note(found[-1])
         return found
 
     def result(self, task_id: str) -> Recorded | None:
         """Look up the outcome of a task that the run has started. None: it is not known yet."""
         found = self._results.get(task_id)
-        return found if found is not None and found.settled else None
+        if found is None or not found.settled:
+            return None
+        self._note(found)
+        return found
+
+    def _note(self, step: Recorded) -> None:
+        if step.settled and (self.noted is None or step.rank > self.noted):
+            self.noted = step.rank
 
     def check_end(self, branch: str, ordinal: int) -> None:
         """Refuse an end of the branch at a place where something is recorded.

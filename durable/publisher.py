@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
@@ -53,6 +54,12 @@ class Publisher:
         self._monotonic = monotonic
         self._pool: ProducerPool | None = None
         forks.call_in_child(self._after_fork)
+
+    @cached_property
+    def driver(self) -> str:
+        """The broker's kind: ``amqp``, ``redis`` and so on."""
+        with self._app.connection_for_write() as connection:  # not connected by this
+            return str(connection.transport.driver_type)
 
     def publish(self, send: Callable[[Any], object], *, retry: bool = True) -> None:
         """Call ``send(producer)``; once more if it fails at once, on a connection made anew.

@@ -9,14 +9,17 @@ from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.app.task import Context
 from celery.exceptions import InvalidTaskError
 from celery.utils.log import get_logger
+from celery.utils.saferepr import saferepr
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.strategy import default as celery_strategy
 from celery.worker.strategy import hybrid_to_proto2
 
-from durable.call import CANVAS
+from durable.call import SUBJECT
 from durable.errors import OptionError, PayloadError, StoreError
+from durable.masking import HIDDEN
 from durable.start import DOORBELL
+from durable.stored_message import CANVAS, REPRS
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -73,11 +76,16 @@ def _accept(task: Workflow, message: Any) -> float | None:
     names = {"link": "callbacks", "link_error": "errbacks", "chain": "chain", "chord": "chord"}
     assert names.keys() == set(CANVAS)
     timelimit = headers.get("timelimit") or (None, None)
+    own = dict(Context(headers).headers or {})  # the user's
     info = message.delivery_info or {}
+    shown = _shown(task, headers, tuple(args), kwargs)
+    if task.durable.mask.changes:
+        message.headers.update(shown)  # for Celery's own log and events in this process
     options = {
         **stamps,
         "stamped_headers": list(stamps),
-        "headers": Context(headers).headers,  # the user's own
+        "headers": own,
+        "subject": own.pop(SUBJECT, None),
         **{option: embed.get(key) for option, key in names.items()},
         "eta": headers.get("eta"),
         "expires": headers.get("expires"),
@@ -86,8 +94,7 @@ def _accept(task: Workflow, message: Any) -> float | None:
         "root_id": headers.get("root_id"),
         "parent_id": headers.get("parent_id"),
         "shadow": headers.get("shadow"),
-        "argsrepr": headers.get("argsrepr"),
-        "kwargsrepr": headers.get("kwargsrepr"),
+        **shown,
         "ignore_result": headers.get("ignore_result"),
         "time_limit": timelimit[0],
         "soft_time_limit": timelimit[1],
@@ -98,6 +105,27 @@ def _accept(task: Workflow, message: Any) -> float | None:
         "routing_key": info.get("routing_key"),
     }
     return task.durable.starter.accept(task, headers["id"], args, kwargs, options)
+
+
+def _shown(task: Workflow, headers: Any, args: Any, kwargs: Any) -> dict[str, str | None]:
+    """What the message shows of its arguments; its producer knew nothing of ``durable_mask``.
+
+    What Celery has made of them is made again, masked. Anything else may be
+    the user's own words, or have a value in it that is to be masked.
+    """
+    given = {key: headers.get(key) for key in REPRS}
+    mask = task.durable.mask
+    if not mask.changes:
+        return given
+    amqp, levels = task.app.amqp, task.app.conf.task_repr_maxlevels
+    sizes = {"argsrepr": amqp.argsrepr_maxsize, "kwargsrepr": amqp.kwargsrepr_maxsize}
+    masked = dict(zip(REPRS, mask.arguments(task.run, args, kwargs), strict=True))
+    return {
+        key: mask.shown(masked[key], sizes[key], levels)
+        if given[key] in {None, saferepr(value, sizes[key], levels)}
+        else HIDDEN
+        for key, value in zip(REPRS, (args, kwargs), strict=True)
+    }
 
 
 class Request(CeleryRequest):

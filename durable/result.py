@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import AsyncResult, GroupResult, assert_will_not_block
+from celery.result import AsyncResult, GroupResult, assert_will_not_block, result_from_tuple
 
-from durable import context
-from durable.errors import RunNotFound
-from durable.execution import settled
+from durable.errors import EncryptionError, RunErased, RunNotFound
 from durable.failures import decode_failure
+from durable.handles import of_body
+from durable.joining import join
 from durable.store import events, queries, runs, steps
-from durable.waiting import awaiting_results, drive
 
 if TYPE_CHECKING:
     from durable.app import Durable
-    from durable.execution import Execution
-    from durable.history import Recorded
+    from durable.store.control import ActionRow
     from durable.store.events import EventRow
     from durable.store.queries import RunRow
     from durable.store.steps import StepRow
-    from durable.store.waits import Wait
 
 _FIRST_PAUSE = 0.001
 _SHARE_OF_WAIT = 0.1
@@ -61,6 +57,9 @@ class DurableResult(AsyncResult):
     ) -> Any:
         """Wait for the run's end; return its result or raise its exception.
 
+        In the body of a workflow it parks that run until then, and only tasks
+        that the body has started can be waited for.
+
         Looks at Postgres at once, then in growing pauses: a tenth of the time
         waited so far, between 1 ms and ``durable_result_poll_max``.
 
@@ -80,6 +79,7 @@ class DurableResult(AsyncResult):
         Raises:
             celery.exceptions.TimeoutError: the run did not end in time.
             celery.exceptions.TaskRevokedError: the run was canceled.
+            RunErased: its data was erased.
 
         Example:
             >>> @workflow
@@ -88,10 +88,10 @@ class DurableResult(AsyncResult):
             >>> fulfil.delay("o-42").get(timeout=30)
             'o-42 is done'
         """
-        execution = context.running.get()
-        if execution is not None and not (execution.in_step or execution.journal.inline):
-            [outcome] = drive(execution, awaiting_results(execution, [self.id], timeout))
-            return _told(execution, self.id, outcome, propagate, callback)
+        execution = of_body()
+        if execution is not None:
+            options = {"timeout": timeout, "propagate": propagate, "callback": callback}
+            return join(execution, self, {**options, "follow_parents": follow_parents})
         if self.ignored:
             return None
         if disable_sync_subtasks:
@@ -99,6 +99,8 @@ class DurableResult(AsyncResult):
         self._wait(timeout, follow_parents and propagate, on_interval)
         if propagate:
             self.maybe_throw(callback=callback)
+            if isinstance(self.result, RunErased):  # of a run that has succeeded, too
+                raise self.result
         elif callback is not None:
             callback(self.id, self.result)
         return self.result
@@ -130,7 +132,10 @@ class DurableResult(AsyncResult):
             outcome = durable.database.call(queries.outcome, self.id, durable.settings.namespace)
         if outcome is None:
             return self._meta_of_celery()
-        state, result = _as_celery(outcome, durable)
+        try:
+            state, result = _as_celery(self.id, outcome, durable)
+        except EncryptionError as exc:
+            raise EncryptionError(f"the outcome of run {self.id} cannot be read: {exc}") from exc
         meta = {
             "task_id": self.id,
             "status": state,
@@ -143,6 +148,14 @@ class DurableResult(AsyncResult):
             self._cache = meta
             self.on_ready(self)
         return meta
+
+    @property
+    def children(self) -> Any:
+        """What Celery has started after the task: its callbacks. Only the result backend knows."""
+        if not self._durable.has_backend:
+            return []
+        known = self.backend.get_task_meta(self.id).get("children") or []
+        return [result_from_tuple(child, self.app) for child in known]
 
     def _meta_of_celery(self) -> dict[str, Any]:
         if not self._durable.has_backend:  # nobody to ask; Celery fails with an AttributeError
@@ -168,7 +181,7 @@ class DurableResult(AsyncResult):
             row = durable.database.call(queries.get, self.id, durable.settings.namespace)
         if row is None:
             raise self._missing()
-        return row
+        return durable.codec.readable(row, "input", "output", "error", "progress")
 
     def _missing(self) -> RunNotFound:
         durable = self._durable
@@ -192,7 +205,8 @@ class DurableResult(AsyncResult):
         if not queries.is_run_id(self.id):
             return []
         durable = self._durable
-        return durable.database.call(steps.of_run, self.id, durable.settings.namespace)
+        rows = durable.database.call(steps.of_run, self.id, durable.settings.namespace)
+        return [durable.codec.readable(row, "output", "error") for row in rows]
 
     def cancel(self, reason: str = "canceled") -> bool:
         """Cancel the run: at once if it is parked or queued, else before its next step.
@@ -232,7 +246,109 @@ class DurableResult(AsyncResult):
         if not queries.is_run_id(self.id):
             return []
         durable = self._durable
-        return durable.database.call(events.of_run, self.id, durable.settings.namespace)
+        rows = durable.database.call(events.of_run, self.id, durable.settings.namespace)
+        return [durable.codec.readable(row, "payload", texts=["error"]) for row in rows]
+
+    def pause(self, *, reason: str | None = None, actor: str | None = None) -> bool:
+        """Pause the run: at once if it is parked or queued, else before its next step.
+
+        Args:
+            reason: why; kept in the audit and shown with the run.
+            actor: who asks; by default the user and host of this process.
+
+        Returns:
+            Whether there was something to do: False for one that is paused already.
+
+        Raises:
+            NotAllowed: it has ended, or is being canceled.
+            RunNotFound: there is no such run in this namespace.
+
+        Example:
+            >>> @workflow
+            ... def remind(order_id: str) -> str:
+            ...     durable.sleep(0.1)
+            ...     return order_id
+            >>> result = remind.apply_async(["o-42"], countdown=3600)
+            >>> result.pause(reason="the shop is closed"), result.run().status
+            (True, 'paused')
+            >>> result.resume(), result.run().status
+            (True, 'sleeping')
+        """
+        return self._durable.control.pause(self.id, reason=reason, actor=actor)
+
+    def resume(self, *, reason: str | None = None, actor: str | None = None) -> bool:
+        """Let the run go on if it is paused.
+
+        Returns:
+            Whether there was something to do: False for one that is not paused.
+
+        Raises:
+            NotAllowed: it has ended, or is being canceled.
+            RunNotFound: there is no such run in this namespace.
+        """
+        return self._durable.control.resume(self.id, reason=reason, actor=actor)
+
+    def restart(
+        self,
+        *,
+        from_step: str | None = None,
+        ordinal: int | None = None,
+        from_beginning: bool = False,
+        reason: str | None = None,
+        actor: str | None = None,
+    ) -> bool:
+        """Have the run, which has ended or is paused, run again under its id.
+
+        Arguments and errors are those of `durable.control.Control.restart`.
+
+        Example:
+            >>> @durable.step
+            ... def charge(attempts: str) -> str:
+            ...     with open(attempts, "a+") as file:
+            ...         file.write(".")
+            ...         file.seek(0)
+            ...         if len(file.read()) < 2:
+            ...             raise durable.PermanentError("the card is gone")
+            ...     return "paid"
+            >>> @workflow
+            ... def pay(attempts: str) -> str:
+            ...     return charge(attempts)
+            >>> import tempfile
+            >>> with tempfile.NamedTemporaryFile() as file:
+            ...     result = pay.delay(file.name)
+            ...     print(type(result.get(timeout=30, propagate=False)).__name__)
+            ...     _ = result.restart()
+            ...     print(result.get(timeout=30))
+            PermanentError
+            paid
+        """
+        self._cache = None
+        return self._durable.control.restart(
+            self.id,
+            from_step=from_step,
+            ordinal=ordinal,
+            from_beginning=from_beginning,
+            reason=reason,
+            actor=actor,
+        )
+
+    def settle(
+        self,
+        step: str,
+        value: Any,
+        *,
+        ordinal: int | None = None,
+        reason: str | None = None,
+        actor: str | None = None,
+    ) -> None:
+        """Give a step's result by hand; see `durable.control.Control.settle`."""
+        self._durable.control.settle(
+            self.id, step, value, ordinal=ordinal, reason=reason, actor=actor
+        )
+
+    def actions(self) -> list[ActionRow]:
+        """Load what people did to the run: who, when and why."""
+        return self._durable.control.actions(self.id) if queries.is_run_id(self.id) else []
 
     def revoke(self, *args: Any, **kwargs: Any) -> None:
         """Cancel the run, workers or no workers, and tell the workers as Celery does."""
@@ -247,27 +363,7 @@ class DurableResult(AsyncResult):
 
 
 class DurableGroupResult(GroupResult):
-    """Handle of a group. In the body of a workflow, waiting for it parks the run."""
-
-    def join(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        interval: float = 0.5,
-        callback: Any = None,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """Wait for all members; their results in order."""
-        execution = context.running.get()
-        if execution is None or execution.in_step or execution.journal.inline:
-            joined: list[Any] = super().join(timeout, propagate, interval, callback, **kwargs)
-            return joined
-        ids = [member.id for member in self.results]
-        outcomes = drive(execution, awaiting_results(execution, ids, timeout))
-        return [
-            _told(execution, task_id, outcome, propagate, callback)
-            for task_id, outcome in zip(ids, outcomes, strict=True)
-        ]
+    """Handle of a group, among whose members may be runs."""
 
     @property
     def supports_native_join(self) -> bool:
@@ -275,35 +371,16 @@ class DurableGroupResult(GroupResult):
         return False
 
 
-def _told(
-    execution: Execution, task_id: str, outcome: Recorded | Wait, propagate: bool, callback: Any
-) -> Any:
-    """Return or raise the recorded outcome of a task as ``get`` does."""
-    codec = execution.services.codec
-    if outcome.status == "succeeded":
-        value = codec.decode(outcome.output or "null")
-    else:
-        about = json.loads(outcome.context or "{}")
-        error: BaseException = (
-            TaskRevokedError(about.get("reason") or "canceled")
-            if about.get("outcome") == "canceled"
-            else decode_failure(outcome.error or "null", codec)
-        )
-        value = settled(error)
-        if propagate:
-            raise value
-    if callback is not None:
-        callback(task_id, value)
-    return value
-
-
-def _as_celery(outcome: queries.Outcome, durable: Durable) -> tuple[str, Any]:
+def _as_celery(run_id: str, outcome: queries.Outcome, durable: Durable) -> tuple[str, Any]:
     """Translate a run's status and payload into Celery's state and result."""
-    _, status, started, reason, output, error, progress, _ = outcome
-    if status == "succeeded":
-        return states.SUCCESS, durable.codec.decode(output or "null")
-    if status == "failed":
-        return states.FAILURE, decode_failure(error or "null", durable.codec)
+    _, status, started, reason, output, error, progress, _, erased = outcome
+    if status in {"succeeded", "failed"}:
+        state = states.SUCCESS if status == "succeeded" else states.FAILURE
+        if erased:
+            return state, RunErased(f"run {run_id} has ended, and its data was erased since")
+        codec, succeeded = durable.codec, status == "succeeded"
+        text = (output if succeeded else error) or "null"
+        return state, codec.decode(text) if succeeded else decode_failure(text, codec)
     if status == "canceled":
         return states.REVOKED, TaskRevokedError(reason or "canceled")
     if progress is not None and status in {"running", "pending"}:

@@ -8,19 +8,20 @@ it, takes the calls that are for workflows, and leaves the rest alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import OperationalError
 from celery.utils.log import get_logger
 from kombu.utils.json import loads as load_message
 
-from durable import context
+from durable import priorities
 from durable.beat import id_of_entry
-from durable.call import KEPT, Call, Preparer
+from durable.call import KEPT, SUBJECT, Call, Preparer
 from durable.errors import OptionError
-from durable.handles import WAITER, started_once
+from durable.handles import send_once
 from durable.publisher import Publisher
-from durable.store import queries, runs
+from durable.store import outcomes, queries, runs
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -40,6 +41,9 @@ _IN_PUBLISH = frozenset(
     {"queue", "exchange", "routing_key", "priority", "serializer", "compression", "delivery_mode"}
 )
 _IN_MESSAGE = ({*KEPT, "reply_to"} - _IN_PUBLISH) - {"headers"}
+
+#: Where the rows of a fan-out's items are put instead of being started.
+_rows: ContextVar[list[runs.NewRun] | None] = ContextVar("durable_rows", default=None)
 
 _PUBLISH_ERRORS = (OperationalError, OSError, TimeoutError)
 
@@ -72,16 +76,10 @@ class Starter:
         **options: Any,
     ) -> AsyncResult[Any]:
         """Start a task; in the body of a workflow once, however often that replays."""
-        execution = context.running.get()
-        if execution is None or execution.journal.inline:
+        if _rows.get() is not None:
             return self._send(name, args, kwargs, options)
-        options["task_id"] = options.get("task_id") or execution.new_task_id()
-        if execution.in_step:
-            return self._send(name, args, kwargs, options)
-        headers = {**(options.get("headers") or {}), WAITER: execution.id}
-        options = {**options, "headers": headers}
-        handle: AsyncResult[Any] = started_once(
-            execution, self._app, name, lambda: self._send(name, args, kwargs, options)
+        handle: AsyncResult[Any] = send_once(
+            self._app, name, options, lambda more: self._send(name, args, kwargs, more)
         )
         return handle
 
@@ -98,11 +96,15 @@ class Starter:
         task = options.get("task_type") or self._app._tasks.get(name)  # noqa: SLF001
         if task is None or isinstance(task, Workflow):
             options["task_id"] = options.get("task_id") or id_of_entry(name)
-        if not isinstance(task, Workflow) or self._durable.settings.accept_only:
+        as_message = self._durable.settings.accept_only and _rows.get() is None
+        if not isinstance(task, Workflow) or as_message:
             if task is not None and options.get("on_parent_cancel") is not None:
                 raise OptionError(
                     f"on_parent_cancel= is for workflows, and {name!r} is a plain task"
                 )
+            subject = options.pop("subject", None)
+            if subject is not None:  # whichever worker makes a run of the message has it then
+                options["headers"] = {**(options.get("headers") or {}), SUBJECT: subject}
             return self._send_task(name, args, kwargs, **options)
         if "task_type" not in options:  # by name: the task's own options count too, as in Celery
             own = {key: each for key, each in task._get_exec_options().items() if each is not None}  # noqa: SLF001
@@ -119,6 +121,10 @@ class Starter:
             OperationalError: the broker did not take it in ``durable_publish_timeout``.
         """
         options = load_message(doorbell.message)
+        if doorbell.woken:
+            options = priorities.ahead(
+                options, self._durable.settings.wake_priority, self._publisher.driver
+            )
         self._publisher.publish(
             lambda producer: self._send_message(
                 doorbell.id, doorbell.name, options, producer, retry=False
@@ -142,13 +148,37 @@ class Starter:
         self._durable.database.call(runs.insert, run)
         return run.delay
 
+    def row_of(self, start: Callable[[], object]) -> runs.NewRun:
+        """Return the row of the run that ``start()`` would start, which is not started.
+
+        It goes through ``apply_async`` of the user's task class like any start.
+        """
+        rows: list[runs.NewRun] = []
+        token = _rows.set(rows)
+        try:
+            start()
+        finally:
+            _rows.reset(token)
+        if len(rows) != 1:
+            raise OptionError(
+                f"an item of a fan-out has to start one run, and its apply_async starts {len(rows)}"
+            )
+        return rows[0]
+
     def _start(self, call: Call) -> AsyncResult[Any]:
-        durable = self._durable
+        durable, rows = self._durable, _rows.get()
+        if rows is not None:
+            row, _ = self._preparer.prepare(call, publish=False)
+            rows.append(row)
+            return self._result(call, row.id)
         run, message = self._preparer.prepare(call, publish=durable.broker_answers())
         created = durable.database.call(runs.insert, run)
         result = self._result(call, run.id)
         if not created:
             self._check_same(run)
+            if run.parent is not None and run.reports:
+                tells = durable.database.call(outcomes.tells, run.id, run.parent)
+                result.durable_of_others = not tells
         elif run.rung:
             self._ring_first(call, run.id, message)
         return result

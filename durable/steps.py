@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from celery.utils.log import get_logger
 
 from durable.context import active, running
 from durable.durations import parse_seconds
 from durable.errors import OptionError
 from durable.retry import RetryPolicy
+
+logger = get_logger(__name__)
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -20,8 +26,18 @@ R = TypeVar("R")
 #: Characters of a step's name: it is part of a primary key.
 _LONGEST = 255
 
-#: Steps by name, to refuse a second function under the same one.
-_registered: dict[str, tuple[str, int]] = {}
+#: Steps by name: to find the one that an item of a fan-out is for, and to
+#: refuse a second function under the same name.
+_registered: dict[str, Step[..., Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class StepSignature(Generic[R]):
+    """A step and what to call it with; see `Step.s`."""
+
+    step: Step[..., R]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
 class Step(Generic[P, R]):
@@ -29,13 +45,15 @@ class Step(Generic[P, R]):
 
     Called in a workflow's body it returns the recorded result if there is
     one, else runs and records. Called anywhere else, in another step for
-    one, it is the plain function.
+    one, it is the plain function. That of an ``async def`` is awaited, in an
+    ``async def`` workflow.
 
     Attributes:
         name: what the history calls it.
         policy: when and how often a failed attempt is repeated.
         function: the plain function.
         timeout: seconds that an attempt may take; None: any number.
+        is_async: whether the function is an ``async def``.
     """
 
     def __init__(
@@ -49,6 +67,7 @@ class Step(Generic[P, R]):
         self.name = name
         self.policy = policy
         self.timeout = timeout
+        self.is_async = is_async(function)
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -56,8 +75,21 @@ class Step(Generic[P, R]):
         execution = running.get()
         if execution is None or execution.in_step:
             return self.function(*args, **kwargs)
-        result: R = execution.step(self, args, kwargs)
+        call: Any = execution.async_step if self.is_async else execution.step
+        result: R = call(self, args, kwargs)
         return result
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> StepSignature[R]:
+        """Return the step with its arguments, for `durable.gather`, without calling it.
+
+        Example:
+            >>> @step
+            ... def add(a: int, b: int) -> int:
+            ...     return a + b
+            >>> add.s(1, b=2).kwargs
+            {'b': 2}
+        """
+        return StepSignature(self, args, kwargs)
 
     @overload
     def __get__(self, instance: None, owner: type) -> Step[P, R]: ...
@@ -115,7 +147,8 @@ def step(
         timeout: duration that an attempt may take, such as ``"30s"``; no limit
             by default. Then it fails with `StepTimeout` and is tried again like
             any time-out. The pools prefork, solo and gevent interrupt the body;
-            in a thread it runs to its end and fails then.
+            in a thread it runs to its end and fails then. An ``async def`` is
+            canceled.
         **options: these, from ``max_retries`` on.
 
     Raises:
@@ -151,12 +184,18 @@ def run_step(name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.
         3
     """
     execution = active("run_step")
-    _check_name(name, "run_step(name, function)")
+    check_step_name(name, "run_step(name, function)")
     if not callable(function):
         raise OptionError(
             f"run_step({name!r}, ...) takes a function as its second argument, not {function!r}"
         )
-    refuse_suspending(function, f"run_step({name!r}, ...)")
+    where = f"run_step({name!r}, ...)"
+    if is_async(function):
+        raise OptionError(
+            f"{where} does not take the async function {_name_of(function)!r}: await"
+            " durable.aio.run_step(...) in an `async def` workflow"
+        )
+    refuse_suspending(function, where)
     if execution.in_step:
         return function(*args, **kwargs)
     result: R = execution.step(Step(function, name, RetryPolicy()), args, kwargs)
@@ -172,37 +211,86 @@ def _make(function: Callable[..., Any], name: str | None, options: dict[str, Any
     if name is None and not hasattr(function, "__qualname__"):
         raise OptionError(f"{function!r} has no name of its own: give it one with @step(name=...)")
     if name is not None:
-        _check_name(name, "@step(name=...)")
+        check_step_name(name, "@step(name=...)")
     name = name or f"{function.__module__}.{function.__qualname__}"
-    _register(name, function)
     timeout = options.pop("timeout", None)
     if timeout is not None:
         timeout = parse_seconds(timeout, name="timeout")
         if not timeout:
             raise OptionError("timeout=0 leaves a step no time; None means no limit")
-    return Step(function, name, RetryPolicy.from_options(**options), timeout)
+    made = Step(function, name, RetryPolicy.from_options(**options), timeout)
+    _register(made)
+    return made
+
+
+def find_step(name: str, place: str) -> Step[..., Any] | None:
+    """Find a step of this process by its name; None: it is not known here.
+
+    Args:
+        name: of the step.
+        place: ``"shop.orders:charge"``, imported if the name is not known yet:
+            a module may be one that only a body imports.
+    """
+    if name not in _registered:
+        try:
+            importlib.import_module(place.partition(":")[0])
+        except Exception:  # it is the user's module
+            logger.exception("step %s cannot be imported from %s", name, place)
+    return _registered.get(name)
+
+
+def place_of(step: Step[..., Any]) -> str:
+    """Return where another process finds the step, ``"shop.orders:charge"``.
+
+    Raises:
+        OptionError: no other process can.
+    """
+    function: Any = inspect.unwrap(step.function)
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", repr(function))
+    problem = ""
+    if "<locals>" in name:
+        problem = f"{module}.{name} is defined inside a function: move it to the top of its module"
+    elif module == "__main__":
+        problem = f"{name} is defined in the script that was started: move it into a module"
+    elif step.name not in _registered or _source_of(_registered[step.name]) != _source_of(step):
+        problem = f"{module}.{name} was not made by @step"
+    if problem:
+        raise OptionError(
+            f"step {step.name!r} cannot be an item of a fan-out, since another worker could not"
+            f" find it: {problem}"
+        )
+    return f"{module}:{name}"
 
 
 def refuse_suspending(function: Callable[..., Any], where: str) -> None:
-    """Refuse a function whose call only makes a coroutine or a generator: its body would not run.
+    """Refuse a function whose call only makes a generator: its body would not run.
 
     Raises:
         OptionError: naming the function and what to write instead.
     """
     plain = inspect.unwrap(function)
-    name = getattr(plain, "__qualname__", plain)
-    if inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain):
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
         raise OptionError(
-            f"{where} does not take the async function {name!r}: make it a plain `def` that"
-            " calls asyncio.run(...)"
-        )
-    if inspect.isgeneratorfunction(plain):
-        raise OptionError(
-            f"{where} does not take the generator function {name!r}: make it return a list"
+            f"{where} does not take the generator function {_name_of(function)!r}: make it return"
+            " a list"
         )
 
 
-def _check_name(name: object, where: str) -> None:
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether a call of the function only makes a coroutine."""
+    plain = inspect.unwrap(function)
+    return inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(
+        getattr(plain, "__call__", None)  # noqa: B004 - of an object that is called as a function
+    )
+
+
+def _name_of(function: Callable[..., Any]) -> Any:
+    plain = inspect.unwrap(function)
+    return getattr(plain, "__qualname__", plain)
+
+
+def check_step_name(name: object, where: str) -> None:
     """Refuse what Postgres could not store, or index, after the step's body has run."""
     if type(name) is not str or not name.strip() or not name.isprintable() or len(name) > _LONGEST:
         raise OptionError(
@@ -210,12 +298,17 @@ def _check_name(name: object, where: str) -> None:
         )
 
 
-def _register(name: str, function: Callable[..., Any]) -> None:
-    code = getattr(function, "__code__", None)
-    place = (code.co_filename, code.co_firstlineno) if code else (repr(function), 0)
-    known = _registered.setdefault(name, place)
-    if known != place:
+def _register(step: Step[..., Any]) -> None:
+    known = _registered.get(step.name, step)
+    first, second = _source_of(known), _source_of(step)
+    if first != second:
         raise OptionError(
-            f"two functions are steps under the name {name!r}: one at {known[0]}:{known[1]}, one"
-            f" at {place[0]}:{place[1]}. Give one of them another name with @step(name=...)"
+            f"two functions are steps under the name {step.name!r}: one at {first[0]}:{first[1]},"
+            f" one at {second[0]}:{second[1]}. Give one of them another name with @step(name=...)"
         )
+    _registered[step.name] = step
+
+
+def _source_of(step: Step[..., Any]) -> tuple[str, int]:
+    code = getattr(inspect.unwrap(step.function), "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code else (repr(step.function), 0)

@@ -13,10 +13,11 @@ from celery.states import READY_STATES
 
 from durable import boundary, context
 from durable.backend import ConfirmedBackend
+from durable.coroutines import entering
 from durable.durations import parse_seconds
 from durable.errors import ConfigurationError, OptionError, Parked, UnsupportedByDurable
 from durable.result import DurableResult
-from durable.steps import refuse_suspending
+from durable.steps import is_async, refuse_suspending
 from durable.store.runs import Park
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ class Workflow(Task):
     #: Celery would do it for any message, also a late one of a run that failed.
     durable_track_started = False
 
+    #: Whether the run keeps its result even if Celery ignores it: a fan-out reads it.
+    durable_keeps_output = False
+
+    #: Whether the body is an ``async def``.
+    durable_async = False
+
     #: ``queue``, ``exchange`` and ``routing_key`` of the task's definition.
     #: Celery warns of them as attributes; they are kept here and given with
     #: each call that names no route of its own.
@@ -88,6 +95,7 @@ class Workflow(Task):
             parse_seconds(cls.deadline, name="deadline")
         _refuse_misspelt(cls)
         refuse_suspending(cls.run, "a workflow")
+        _take_async(cls)
         app = cls.__dict__.get("app")
         if app is not None and not issubclass(cls, app.Task):
             cls.__bases__ = (*cls.__bases__, app.Task)
@@ -114,17 +122,25 @@ class Workflow(Task):
         """Run the body: durably in a worker, inline when called or eager.
 
         Called in the body of another workflow it is a plain call, whose steps
-        belong to that run.
+        belong to that run. A direct call of an ``async def`` returns a coroutine.
         """
         body = super().__call__
-        if context.running.get() is not None:
-            return body(*args, **kwargs)
         request = self.request
+        begins = self._begins_eagerly(request)
+        if context.running.get() is not None and not begins:
+            return body(*args, **kwargs)
         if not (request.called_directly or request.is_eager):
             return boundary.run_in_worker(self, self.durable, body)
         if request.is_eager and body.__func__ is Task.__call__:
             body = self.run  # Celery's own __call__ would hide the request
         return boundary.run_inline(self, self.durable, body, args, kwargs)
+
+    def _begins_eagerly(self, request: Any) -> bool:
+        """Tell whether eager mode starts a coroutine here: that is a run of its own."""
+        if not (self.durable_async and request.is_eager) or "durable_begun" in request.__dict__:
+            return False
+        request.durable_begun = True
+        return True
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Start a run."""
@@ -378,6 +394,17 @@ def _check_options(base: type[Workflow], options: Mapping[str, Any]) -> None:
             raise OptionError(f"@workflow does not know the option {option!r}.{hint}")
     if "deadline" in options and options["deadline"] is not None:
         parse_seconds(options["deadline"], name="deadline")
+
+
+def _take_async(cls: type[Workflow]) -> None:
+    """Have a body that is an ``async def`` run when it is called."""
+    if "run" not in cls.__dict__:
+        return
+    given = cls.__dict__["run"]
+    cls.durable_async = is_async(cls.run)
+    if cls.durable_async:
+        body = given.__func__ if isinstance(given, (staticmethod, classmethod)) else given
+        cls.run = type(given)(entering(body)) if body is not given else entering(body)
 
 
 def _refuse_misspelt(cls: type[Workflow]) -> None:

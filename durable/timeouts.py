@@ -34,7 +34,7 @@ def limited(seconds: float, name: str, monotonic: Callable[[], float]) -> Iterat
             ...
         durable.errors.StepTimeout: step 'slow' took longer than its timeout of 0.01 s
     """
-    error = StepTimeout(f"step {name!r} took longer than its timeout of {seconds:g} s")
+    error = too_slow(seconds, name)
     if not isinstance(time.sleep, BuiltinFunctionType) and "gevent" in sys.modules:
         with _by_gevent(seconds, error):
             yield
@@ -46,6 +46,11 @@ def limited(seconds: float, name: str, monotonic: Callable[[], float]) -> Iterat
         yield
         if monotonic() - started > seconds:
             raise error
+
+
+def too_slow(seconds: float, name: str) -> StepTimeout:
+    """Make the error of a step that took longer than its timeout."""
+    return StepTimeout(f"step {name!r} took longer than its timeout of {seconds:g} s")
 
 
 def _has_timer() -> bool:

@@ -7,19 +7,20 @@ the same generators for a coroutine, which parks when all its branches wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import current_app
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from durable.context import active
-from durable.durations import parse_seconds
+from durable.durations import LONGEST, parse_seconds
 from durable.errors import ConfigurationError, EventTimeout, OptionError, UnsupportedByDurable
 from durable.execution import Waiting
-from durable.schemas import Schema, check, reader
+from durable.schemas import MISFIT, Reader, Schema, describe, reader
 from durable.store import events, waits
 from durable.store.waits import Place, Wait
 
@@ -31,8 +32,19 @@ T = TypeVar("T")
 Verb = Generator[Waiting, Wait, T]
 
 
-def drive(execution: Execution, verb: Verb[T]) -> T:
-    """Run a verb for a plain body: each wait that is not over parks the run."""
+def drive(execution: Execution, verb: Verb[T], name: str) -> T:
+    """Run a verb for a plain body: each wait that is not over parks the run.
+
+    Raises:
+        UnsupportedByDurable: in the body of an ``async def`` workflow.
+    """
+    if execution.driver is not None and not execution.in_step:
+        call = "result.get()" if name == "get" else f"durable.{name}()"
+        given = "result" if name == "get" else "..."
+        raise UnsupportedByDurable(
+            f"{call} in the async workflow {execution.name!r} would hold up all its branches:"
+            f" write `await durable.aio.{name}({given})`"
+        )
     try:
         waiting = next(verb)
         while True:
@@ -54,7 +66,7 @@ def sleep(duration: timedelta | float | str) -> None:
 
     Raises:
         NotInWorkflow: outside the body of a workflow.
-        OptionError: no duration.
+        OptionError: no duration, a negative one, or one of more than a hundred years.
 
     Example:
         >>> @workflow
@@ -65,7 +77,7 @@ def sleep(duration: timedelta | float | str) -> None:
         'tea'
     """
     execution = active("sleep")
-    drive(execution, sleeping(execution, duration))
+    drive(execution, sleeping(execution, duration), "sleep")
 
 
 def sleep_until(when: datetime) -> None:
@@ -73,7 +85,7 @@ def sleep_until(when: datetime) -> None:
 
     Raises:
         NotInWorkflow: outside the body of a workflow.
-        OptionError: not an aware datetime.
+        OptionError: not an aware datetime, or one more than a hundred years away.
 
     Example:
         >>> from datetime import datetime, timezone
@@ -85,7 +97,7 @@ def sleep_until(when: datetime) -> None:
         2020
     """
     execution = active("sleep_until")
-    drive(execution, sleeping_until(execution, when))
+    drive(execution, sleeping_until(execution, when), "sleep_until")
 
 
 def wait_for_event(
@@ -101,15 +113,19 @@ def wait_for_event(
 
     Args:
         event_type: what `send_event` names.
-        timeout: a duration after which `EventTimeout` is raised; None: never.
-            An event that comes later but is there when the run looks still counts.
-        schema: what the payload has to be: a pydantic model or any type that
-            pydantic can check (then the checked value is returned), or a function
-            that returns the value to use or raises ValueError. An event that does
-            not fit is put aside with the reason, and the wait goes on.
+        timeout: a duration after which `EventTimeout` is raised; None: never;
+            0: only look. An event that comes later but is there when the run
+            looks still counts.
+        schema: what the payload has to be: a pydantic model, a dataclass or any
+            type that pydantic can check (then the checked value is returned), or
+            a function that returns the value to use or raises ValueError. An
+            event that does not fit is put aside with the reason, which
+            ``result.events()`` shows, and the wait goes on.
 
     Raises:
         EventTimeout: none came in time. It is recorded: the same on every replay.
+        OptionError: no event type, no duration, or a schema that cannot be used.
+        PayloadError: the codec cannot store what the schema made of the payload.
         NotInWorkflow: outside the body of a workflow, and in eager mode.
 
     Example:
@@ -123,7 +139,8 @@ def wait_for_event(
         'o-42: granted'
     """
     execution = active("wait_for_event")
-    return drive(execution, awaiting_event(execution, event_type, timeout, schema))
+    verb = awaiting_event(execution, event_type, timeout, schema)
+    return drive(execution, verb, "wait_for_event")
 
 
 def send_event(
@@ -140,7 +157,8 @@ def send_event(
         run_id: id of the run.
         event_type: what the run waits for.
         payload: anything the codec can store.
-        idempotency_key: of several events of a run with one key only the first counts.
+        idempotency_key: of several events of a run with one key only the first
+            counts; text of 1 to 255 characters.
 
     Returns:
         The id of the event; for a repeated key, that of the first.
@@ -148,6 +166,7 @@ def send_event(
     Raises:
         RunNotFound: there is no such run in this namespace.
         RunEnded: the run has ended.
+        OptionError: no event type, or no key.
         PayloadError: the payload cannot be stored.
 
     Example:
@@ -182,11 +201,14 @@ def sleeping(execution: Execution, duration: timedelta | float | str) -> Verb[No
 
 def sleeping_until(execution: Execution, when: object) -> Verb[None]:
     """Sleep until a time."""
-    if not isinstance(when, datetime) or when.tzinfo is None:
+    if not isinstance(when, datetime) or when.utcoffset() is None:
         raise OptionError(
             f"sleep_until({when!r}): give an aware datetime, such as"
             " durable.now() + timedelta(days=2)"
         )
+    # Only against slips; what is due is judged by the database's clock.
+    if when - execution.services.clock.now() > LONGEST:
+        raise OptionError(f"sleep_until({when}) is more than a hundred years away")
     return _sleep(execution, "sleep_until", None, when)
 
 
@@ -218,34 +240,55 @@ def awaiting_event(
         raise EventTimeout(
             f"no event {event_type!r} came for run {execution.id} within {timeout}", event_type
         )
-    payload = execution.services.codec.decode(step.output or "null")
-    return payload if read is None else read(payload)
+    return execution.services.codec.decode(step.output or "null")
 
 
 def _take_event(
-    execution: Execution,
-    place: Place,
-    seconds: float | None,
-    read: Callable[[Any], Any] | None,
+    execution: Execution, place: Place, seconds: float | None, read: Reader | None
 ) -> Wait | None:
-    journal = execution.journal
-    if read is None:
+    """Take an event, or see that none has come; with a schema, look before taking."""
+    journal, codec = execution.journal, execution.services.codec
+    if read is None or journal.inline:
         return journal.wait(waits.event, place, seconds)
     while True:
         found = journal.call(events.peek, execution.id, place.name)
-        if found is None:
-            return journal.wait(waits.event, place, seconds, checked=True)
-        event_id, payload = found
-        refusal = check(read, execution.services.codec.decode(payload))
-        if refusal is None:
-            return journal.wait(waits.event, place, seconds, checked=True, given=event_id)
-        journal.call(events.refuse, event_id, refusal)
+        wait: Wait | None
+        if found.id is None:
+            wait = journal.wait(waits.event, place, seconds, checked=True, seen=found.wake)
+        else:
+            try:
+                value = read(codec.decode(found.payload or "null"))
+            except MISFIT as misfit:
+                why = codec.seal_text(describe(misfit))
+                if not journal.call(events.refuse, place, found.id, why):
+                    return None
+                continue
+            # What the schema made of it is recorded, so that every replay gets the same.
+            text = codec.encode(value, f"what schema= made of event {place.name!r}")
+            wait = journal.wait(
+                waits.event, place, seconds, checked=True, given=found.id, value=text,
+                seen=found.wake,
+            )  # fmt: skip
+        if wait is None or wait.status != waits.LOOK_AGAIN:
+            return wait
 
 
 def awaiting_results(
-    execution: Execution, task_ids: Sequence[str], timeout: float | None
+    execution: Execution,
+    task_ids: Sequence[str],
+    timeout: float | None,
+    *,
+    before: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    to_failure: bool = False,
 ) -> Verb[list[Any]]:
     """Wait until tasks that the run started have ended; their recorded outcomes, in order.
+
+    Args:
+        execution: the run.
+        task_ids: ids of the tasks.
+        timeout: seconds; None: without end.
+        before: of a task, those whose failure means that it is never started.
+        to_failure: wait for none that comes, in order, after one that failed.
 
     Raises:
         celery.exceptions.TimeoutError: not in time; the same on every replay.
@@ -255,66 +298,83 @@ def awaiting_results(
         if task_id not in execution.started_tasks:
             raise UnsupportedByDurable(
                 f"result.get() of {task_id} in run {execution.id}: a workflow can wait for tasks"
-                " that its own body has started, outside its steps. To wait for another run, have"
-                " it send an event to this one"
+                " that its own body has started, outside its steps, and not for a run that was"
+                " there before. To wait for another run, have it send an event to this one"
             )
     reason = f"result of {', '.join(task_ids[:3])}{' ...' if task_ids[3:] else ''}"
-    if timeout is None:
-        found = []
-        for task_id in task_ids:
-            known: Any = execution.history.result(task_id)
-            if known is None:
-                ask = partial(_ask_results, execution, [task_id])
-                known = yield Waiting(ask, "waiting", reason)
-            found.append(known)
-        return found
-    seconds = parse_seconds(timeout, name="timeout")
-    place, over = execution.place("result.get", "result.get")
-    timer: Any = over
-    if timer is None:
-        ask = partial(_ask_in_time, execution, place, seconds, task_ids)
-        timer = yield Waiting(ask, "waiting", reason)
-    if timer.status == "failed":
-        raise CeleryTimeoutError(f"{reason} did not come within {timeout} s")
-    known = map(execution.history.result, task_ids)
-    return [
-        execution.ask(partial(_ask_results, execution, [task_id])) if outcome is None else outcome
-        for task_id, outcome in zip(task_ids, known, strict=True)
-    ]
-
-
-def _ask_results(execution: Execution, task_ids: Sequence[str]) -> Wait | None:
-    """Look at outcomes in turn; the first that is not known, else the last."""
-    wait: Wait | None = None
+    if timeout is not None:
+        seconds = parse_seconds(timeout, name="timeout")
+        place, over = execution.place("result.get", "result.get")
+        timer: Any = over
+        if timer is None:
+            ask = partial(_ask_in_time, execution, place, seconds, task_ids, before, to_failure)
+            timer = yield Waiting(ask, "waiting", reason)
+        if timer.status == "failed":
+            raise CeleryTimeoutError(f"{reason} did not come within {timeout} s")
+    found: list[Any] = []
     for task_id in task_ids:
-        wait = execution.journal.wait(waits.result, execution.id, execution.attempt, task_id)
-        if wait is None or not wait.over:
+        known: Any = execution.history.result(task_id)
+        if known is None:
+            ask = partial(_ask_result, execution, task_id, before)
+            known = yield Waiting(ask, "waiting", reason)
+        found.append(known)
+        if to_failure and known.status == "failed":
             break
-    return wait
+    return found
+
+
+def _ask_result(
+    execution: Execution, task_id: str, before: Mapping[str, Sequence[str]]
+) -> Wait | None:
+    return execution.journal.wait(
+        waits.result, execution.id, execution.attempt, task_id, before.get(task_id, ())
+    )
 
 
 def _ask_in_time(
-    execution: Execution, place: Place, seconds: float, task_ids: Sequence[str]
+    execution: Execution,
+    place: Place,
+    seconds: float,
+    task_ids: Sequence[str],
+    before: Mapping[str, Sequence[str]],
+    to_failure: bool,
 ) -> Wait | None:
-    known = _ask_results(execution, task_ids)
-    if known is None:
-        return None
-    return execution.journal.wait(waits.timer, place, seconds, met=known.over)
+    """Look at outcomes in turn, up to the first that is not known; begin, or end, the timer."""
+    met = True
+    for task_id in task_ids:
+        outcome: Any = execution.history.result(task_id)
+        if outcome is None:
+            outcome = _ask_result(execution, task_id, before)
+        if outcome is None:
+            return None
+        met = outcome.status != "running"
+        if not met or (to_failure and outcome.status == "failed"):
+            break
+    return execution.journal.wait(waits.timer, place, seconds, met=met)
 
 
-#: Characters of an event's type: it names a step.
-_LONGEST = 255
+#: Characters of an event's type, which names a step, and of an idempotency key.
+_LONGEST_NAME = 255
 
 
 def check_event_type(event_type: object) -> None:
     """Refuse what is no name."""
+    _check_name(event_type, "the type of an event")
+
+
+def check_idempotency_key(key: object) -> None:
+    """Refuse what is no key. None: there is none."""
+    if key is not None:
+        _check_name(key, "the idempotency_key of an event")
+
+
+def _check_name(name: object, what: str) -> None:
     if (
-        type(event_type) is not str
-        or not event_type.strip()
-        or not event_type.isprintable()
-        or len(event_type) > _LONGEST
+        type(name) is not str
+        or not name.strip()
+        or not name.isprintable()
+        or len(name) > _LONGEST_NAME
     ):
         raise OptionError(
-            f"the type of an event is a name of 1 to {_LONGEST} printable characters,"
-            f" not {event_type!r:.80}"
+            f"{what} is text of 1 to {_LONGEST_NAME} printable characters, not {name!r:.80}"
         )

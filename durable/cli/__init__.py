@@ -37,6 +37,55 @@ def migrate(ctx: click.Context, *, sql: bool, role: str | None) -> None:
     click.echo(f"The schema 'durable' is at revision {migrations.HEAD}.")
 
 
+@durable.command()
+@click.option("--dry-run", is_flag=True, help="Count what is to be rewritten, and by which key.")
+@click.option("--batch", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@click.pass_context
+def reencrypt(ctx: click.Context, *, dry_run: bool, batch: int) -> None:
+    """Encrypt all that is stored by the first of the keys; workers may go on meanwhile.
+
+    With `durable_encrypt = False` all is made plain again.
+    """
+    from durable.cli import privacy
+    from durable.errors import DurableError
+
+    try:
+        privacy.reencrypt(_durable(ctx), dry_run=dry_run, batch=batch)
+    except DurableError as exc:
+        raise click.ClickException(str(exc)) from None
+
+
+@durable.command()
+@click.argument("run", required=False)
+@click.option("--subject", help="Erase all runs that were started with this subject.")
+@click.option("--reason", help="Why, for the audit.")
+@click.option("--force", is_flag=True, help="Give up what Celery has still to deliver.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def erase(
+    ctx: click.Context,
+    *,
+    run: str | None,
+    subject: str | None,
+    reason: str | None,
+    force: bool,
+    yes: bool,
+) -> None:
+    """Erase the data of an ended RUN, or of a subject, with all child runs.
+
+    Ids, names, statuses and times stay.
+    """
+    from durable.cli import privacy
+    from durable.erasure import Erasure
+    from durable.errors import DurableError
+
+    try:
+        erasure = Erasure(_durable(ctx), run, subject, force=force)
+        privacy.erase(erasure, reason=reason, yes=yes)
+    except DurableError as exc:
+        raise click.ClickException(str(exc)) from None
+
+
 def _durable(ctx: click.Context) -> Any:
     app = ctx.obj.app
     found = getattr(app, "durable", None)

@@ -10,11 +10,16 @@ from durable.store.connections import Connection
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """A message to publish for a run."""
+    """A message to publish for a run.
+
+    Attributes:
+        woken: whether the run was claimed before: it goes ahead of new ones.
+    """
 
     id: str
     name: str
     message: str
+    woken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +28,20 @@ class Due:
 
     Attributes:
         doorbells: messages to publish.
+        cascades: canceled runs whose tied children are still to be canceled.
         more: whether the batch was full.
         next_in: seconds until the next timer that is known now; None: none.
     """
 
     doorbells: Sequence[Doorbell]
+    cascades: Sequence[str]
     more: bool
     next_in: float | None
 
 
-# SKIP LOCKED lets every worker's dispatcher take other rows. Two ways in:
+# `< 'infinity'` is what makes the partial index fit: without it each look read
+# the whole table. SKIP LOCKED lets every worker's dispatcher take other rows.
+# Two ways in:
 #   fresh  something has come due and was not rung yet: always.
 #   again  a message was published but nobody claimed: only while a worker of
 #          that queue reports a free slot, since with all of them busy the
@@ -48,14 +57,16 @@ class Due:
 _DUE = """
 WITH fresh AS MATERIALIZED (
     SELECT id, status, expires_at, deadline_at FROM durable.workflow_runs
-     WHERE namespace_id = %(namespace)s AND NOT rung AND available_at <= now()
+     WHERE namespace_id = %(namespace)s AND NOT rung
+       AND available_at <= now() AND available_at < 'infinity'
        AND (workflow_name = ANY(%(names)s)
             OR ((deadline_at <= now() OR expires_at <= now())
                 AND status <> ALL ('{succeeded,failed,canceled}')))
      ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
 ), again AS MATERIALIZED (
     SELECT id, status, expires_at, deadline_at FROM durable.workflow_runs
-     WHERE namespace_id = %(namespace)s AND rung AND available_at <= now()
+     WHERE namespace_id = %(namespace)s AND rung
+       AND available_at <= now() AND available_at < 'infinity'
        AND (   (workflow_name = ANY(%(names)s)
                 AND (queue = ANY(%(idle_queues)s) OR (queue IS NULL AND %(idle)s)))
             OR ((deadline_at <= now() OR expires_at <= now())
@@ -86,14 +97,17 @@ WITH fresh AS MATERIALIZED (
                           CASE WHEN NOT (ended OR expired OR late) THEN r.deadline_at END,
                           CASE WHEN NOT (ended OR expired OR late) THEN r.expires_at END) END
       FROM due WHERE r.id = due.id
-    RETURNING r.id, r.workflow_name, r.message, r.rung
+    RETURNING r.id, r.workflow_name, r.message, r.rung, r.started_at IS NOT NULL AS woken
 )
-SELECT id::text, workflow_name, message::text FROM rung WHERE rung
+SELECT id::text, workflow_name, message::text, woken FROM rung WHERE rung
+UNION ALL
+SELECT id::text, NULL, NULL, NULL FROM durable.workflow_runs
+ WHERE namespace_id = %(namespace)s AND cascades
 UNION ALL
 SELECT NULL, (SELECT count(*)::text FROM due), (
     SELECT extract(epoch FROM min(available_at) - now())::text FROM durable.workflow_runs
      WHERE namespace_id = %(namespace)s AND NOT rung
-       AND available_at > now() AND available_at < 'infinity')
+       AND available_at > now() AND available_at < 'infinity'), NULL
 """
 
 
@@ -120,9 +134,10 @@ def due(
             "late": late_error,
         },
     ).fetchall()
-    *doorbells, (_, count, next_in) = rows
+    *found, (_, count, next_in, _) = rows
     return Due(
-        [Doorbell(*row) for row in doorbells],
+        [Doorbell(*row) for row in found if row[1] is not None],
+        [row[0] for row in found if row[1] is None],
         more=int(count) >= batch,
         next_in=None if next_in is None else float(next_in),
     )

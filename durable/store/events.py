@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from psycopg.rows import class_row
 
 from durable.errors import RunEnded
 from durable.store.connections import Connection
 from durable.store.queries import missing
+from durable.store.waits import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,10 @@ class EventRow:
     """An event as clients see it. The payload is JSON text, times are aware datetimes.
 
     Attributes:
-        consumed_at: when a wait took it; None: not yet.
-        branch: and ``ordinal``: the place of that wait among the run's steps.
-        error: why the schema of a wait refused the payload; None: it did not.
+        received_at: when it was accepted, by the database's clock.
+        consumed_at: when a wait took or refused it; None: not yet.
+        branch: and ``ordinal``: the place of that wait, as in ``result.steps()``.
+        error: why the schema of that wait refused the payload; None: it did not.
     """
 
     id: str
@@ -43,6 +46,14 @@ class EventRow:
     branch: str | None
     ordinal: int | None
     error: str | None
+
+    @property
+    def consumed_by(self) -> str | None:
+        """The step that took or refused it, for people; None: none has."""
+        if self.ordinal is None:
+            return None
+        branch = f" of branch {self.branch}" if self.branch else ""
+        return f"step {self.ordinal}{branch}: wait for {self.type!r}"
 
 
 # In one commit: the event, and its run woken by primary key (see durable.wake).
@@ -73,8 +84,8 @@ SELECT (SELECT id::text FROM event),
 
 _KNOWN = """
 SELECT id::text FROM durable.workflow_events
- WHERE id = %(id)s
-    OR (workflow_run_id = %(run_id)s AND idempotency_key = %(idempotency_key)s)
+ WHERE namespace_id = %(namespace)s AND workflow_run_id = %(run_id)s
+   AND (id = %(id)s OR idempotency_key = %(idempotency_key)s)
 """
 
 _STATUS = """
@@ -120,26 +131,55 @@ def of_run(conn: Connection, run_id: str, namespace: str) -> list[EventRow]:
 
 
 _NEXT = """
-SELECT id::text, payload FROM durable.workflow_events
- WHERE workflow_run_id = %(run_id)s AND event_type = %(type)s AND consumed_at IS NULL
- ORDER BY seq LIMIT 1
+SELECT r.wake, e.id::text, e.payload
+  FROM durable.workflow_runs r
+  LEFT JOIN LATERAL (
+       SELECT id, payload FROM durable.workflow_events
+        WHERE workflow_run_id = r.id AND event_type = %(type)s AND consumed_at IS NULL
+        ORDER BY seq LIMIT 1) e ON true
+ WHERE r.id = %(run_id)s
 """
 
 
-def peek(conn: Connection, run_id: str, event_type: str) -> tuple[str, str] | None:
-    """Look at the oldest event of a type that nobody has taken: its id and payload."""
-    row: tuple[str, str] | None = conn.execute(
-        _NEXT, {"run_id": run_id, "type": event_type}
-    ).fetchone()
-    return row
+class Glimpse(NamedTuple):
+    """The oldest event of a type that nobody has taken, if there is one.
+
+    ``wake`` is the run's counter in the same snapshot: an event that comes
+    after this look raises it.
+    """
+
+    wake: int
+    id: str | None
+    payload: str | None
 
 
+def peek(conn: Connection, run_id: str, event_type: str) -> Glimpse:
+    """Look at the next event of a type without taking it."""
+    row = conn.execute(_NEXT, {"run_id": run_id, "type": event_type}).fetchone()
+    return Glimpse(-1, None, None) if row is None else Glimpse(*row)
+
+
+# Fenced, as every write of a claim: a zombie, with code of an older release
+# perhaps, refuses nothing.
 _REFUSE = """
-UPDATE durable.workflow_events SET consumed_at = now(), error = %(error)s
- WHERE id = %(id)s AND consumed_at IS NULL
+WITH run AS MATERIALIZED (
+    SELECT id FROM durable.workflow_runs
+     WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
+       FOR SHARE
+), refused AS (
+    UPDATE durable.workflow_events e
+       SET consumed_at = now(), consumed_branch = %(branch)s, consumed_ordinal = %(ordinal)s,
+           error = %(error)s
+      FROM run WHERE e.workflow_run_id = run.id AND e.id = %(id)s AND e.consumed_at IS NULL
+)
+SELECT id::text FROM run
 """
 
 
-def refuse(conn: Connection, event_id: str, error: str) -> None:
-    """Put an event aside whose payload does not fit the wait's schema."""
-    conn.execute(_REFUSE, {"id": event_id, "error": error})
+def refuse(conn: Connection, place: Place, event_id: str, error: str) -> bool:
+    """Put an event aside whose payload does not fit the schema of the wait at ``place``.
+
+    False: the run is another claim's by now.
+    """
+    params = {**place._asdict(), "id": event_id, "error": error}
+    return conn.execute(_REFUSE, params).fetchone() is not None

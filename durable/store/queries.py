@@ -24,6 +24,18 @@ def is_run_id(task_id: str) -> bool:
     return True
 
 
+def checked_run_id(run_id: object) -> str:
+    """Return the id of a run in Postgres' spelling.
+
+    Raises:
+        RunNotFound: no run can have that id.
+    """
+    try:
+        return str(uuid.UUID(str(run_id)))
+    except ValueError:
+        raise RunNotFound(f"{run_id!r:.80} is not the id of a run, which is a UUID") from None
+
+
 @dataclass(frozen=True, slots=True)
 class RunRow:
     """A run as clients see it. JSON as text, times as aware datetimes."""
@@ -46,13 +58,16 @@ class RunRow:
     completed_at: datetime | None
     available_at: datetime | None
     deadline_at: datetime | None
+    subject: str | None
+    erased_at: datetime | None
 
 
 _GET = """
 SELECT id::text, namespace_id AS namespace, workflow_name AS name, status, worker_id, attempt,
        retries, recoveries, reason, input, output, error, progress,
        created_at, started_at, completed_at,
-       nullif(available_at, 'infinity') AS available_at, deadline_at
+       nullif(available_at, 'infinity') AS available_at, deadline_at,
+       subject, erased_at
   FROM durable.workflow_runs
  WHERE id = %(id)s AND namespace_id = %(namespace)s
 """
@@ -69,7 +84,7 @@ SELECT namespace_id, status, (started_at IS NOT NULL)::text, reason,
        CASE WHEN status = 'succeeded' THEN output::text END,
        CASE WHEN status = 'failed' THEN error::text END,
        CASE WHEN status NOT IN ('succeeded', 'failed', 'canceled') THEN progress::text END,
-       extract(epoch FROM completed_at)::text
+       extract(epoch FROM completed_at)::text, (erased_at IS NOT NULL)::text
   FROM durable.workflow_runs
  WHERE id = %(id)s
 """
@@ -88,6 +103,7 @@ class Outcome(NamedTuple):
     error: str | None
     progress: str | None
     completed_at: datetime | None
+    erased: bool
 
 
 def outcome(conn: Connection, run_id: str, namespace: str) -> Outcome | None:
@@ -99,12 +115,20 @@ def outcome(conn: Connection, run_id: str, namespace: str) -> Outcome | None:
     row = _outcome.row(conn, {"id": run_id})
     if row is None:
         return None
-    *texts, started, reason, output, error, progress, ended = row
+    *texts, started, reason, output, error, progress, ended, erased = row
     if texts[0] != namespace:
         raise foreign(run_id, str(texts[0]), namespace)
     completed_at = None if ended is None else datetime.fromtimestamp(float(ended), timezone.utc)
     return Outcome(
-        namespace, str(texts[1]), started == "true", reason, output, error, progress, completed_at
+        namespace,
+        str(texts[1]),
+        started == "true",
+        reason,
+        output,
+        error,
+        progress,
+        completed_at,
+        erased == "true",
     )
 
 

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from durable.store.cascade import follow
 from durable.store.connections import Connection
 from durable.store.prepared import Prepared, Row
+from durable.store.set_aside import set_aside
 from durable.store.steps import StepAttempt
 
 #: Where the dispatcher listens. The payload is the namespace.
@@ -43,6 +45,7 @@ class NewRun:
     fan_out: str | None = None
     fan_index: int | None = None
     held: bool = False
+    subject: str | None = None
 
 
 class Claim(NamedTuple):
@@ -80,7 +83,7 @@ class Claim(NamedTuple):
 _INSERT = """
 INSERT INTO durable.workflow_runs
        (id, namespace_id, workflow_name, status, input, message, queue, rung, rung_at, tail,
-        parent_run_id, reports, on_parent_cancel, fan_out_id, fan_index, held,
+        parent_run_id, reports, on_parent_cancel, fan_out_id, fan_index, held, subject,
         available_at, deadline_at, expires_at)
 VALUES (%(id)s, %(namespace)s, %(name)s,
         CASE WHEN %(held)s THEN 'waiting' WHEN %(delay)s::float8 IS NULL THEN 'pending'
@@ -88,6 +91,7 @@ VALUES (%(id)s, %(namespace)s, %(name)s,
         %(input)s, %(message)s, %(queue)s, %(rung)s,
         CASE WHEN %(rung)s THEN now() END, %(tail)s,
         %(parent)s, %(reports)s, %(on_parent_cancel)s, %(fan_out)s, %(fan_index)s, %(held)s,
+        %(subject)s,
         least(CASE WHEN %(held)s THEN 'infinity' ELSE
                   now() + make_interval(secs => coalesce(%(delay)s::float8,
                       CASE WHEN %(rung)s THEN %(ring_again)s::float8 ELSE 0 END)) END,
@@ -140,12 +144,13 @@ _claim = Prepared("durable_claim", _CLAIM)
 # statement with it, in a CTE, it returned the history as it was before, and a
 # step committed meanwhile was missing. After the claim nothing is added by
 # anybody else, since every write names its attempt; so a first claim, whose
-# run has no history yet, need not ask.
+# run has no history yet, need not ask. In the order in which things ended:
+# branches are told in that order again.
 _HISTORY = """
 SELECT branch, ordinal, step_name, attempt, kind, status, output, error, context::text
   FROM durable.step_attempts
  WHERE workflow_run_id = %(id)s AND set_aside = 0
- ORDER BY branch, ordinal, step_name, attempt
+ ORDER BY completed_at, ordinal, attempt, branch, step_name
 """
 
 StepRecord = tuple[str, int, str, int, str, str, "str | None", "str | None", "str | None"]
@@ -215,15 +220,19 @@ def finish(
 
 # Parking is a compare-and-swap on `attempt` and `wake`. Whatever wakes a run
 # updates it by primary key alone and raises `wake`: if that came first, the
-# run goes straight back to 'pending'; if the park came first, the waker waits
+# run goes straight back to 'pending' (or is paused, if that was it); if the park
+# came first, the waker waits
 # for the row and finds it parked. A waker that asked for status = 'waiting'
 # matched nothing beside an uncommitted park, and the wake-up was lost.
 # A due time close by is announced, as the dispatcher may sleep past it.
-_PARK = """
+_PARKED = """
 WITH parked AS (
     UPDATE durable.workflow_runs
-       SET status = CASE WHEN wake <> %(wake)s THEN 'pending' ELSE %(status)s END,
-           available_at = CASE WHEN wake <> %(wake)s OR %(status)s = 'pending' THEN now()
+       SET status = CASE WHEN control = 'pause' THEN 'paused'
+                         WHEN wake <> %(wake)s THEN 'pending' ELSE %(status)s END,
+           control = CASE WHEN control = 'cancel' THEN control END,
+           available_at = CASE WHEN control = 'pause' THEN coalesce(deadline_at, 'infinity')
+                               WHEN wake <> %(wake)s OR %(status)s = 'pending' THEN now()
                                ELSE least(now() + make_interval(secs => %(delay)s::float8),
                                           deadline_at, 'infinity') END,
            retries = retries + %(retries)s, generation = generation + %(retries)s,
@@ -231,7 +240,15 @@ WITH parked AS (
            child_pid = NULL, rung = false
      WHERE id = %(id)s AND attempt = %(attempt)s AND status = 'running'
     RETURNING id, namespace_id, available_at, generation
-), step AS (
+)"""
+
+_ANNOUNCE = """
+SELECT CASE WHEN available_at < now() + interval '5 seconds'
+            THEN pg_notify('durable', namespace_id) END
+  FROM parked
+"""
+
+_WITH_STEP = """, step AS (
     INSERT INTO durable.step_attempts
            (workflow_run_id, branch, ordinal, step_name, attempt, kind, status, error, context,
             created_at, completed_at)
@@ -239,22 +256,12 @@ WITH parked AS (
            %(step_error)s, %(step_context)s, now() - make_interval(secs => %(seconds)s), now()
       FROM parked WHERE %(step_name)s::text IS NOT NULL
     ON CONFLICT DO NOTHING
-), again AS (
-    UPDATE durable.step_attempts s
-       SET set_aside = parked.generation
-      FROM parked
-     WHERE s.workflow_run_id = parked.id AND s.set_aside = 0 AND %(retries)s = 1
-       AND (s.status = 'failed'
-            OR (s.kind = 'dispatch' AND EXISTS (
-                SELECT FROM durable.step_attempts r
-                 WHERE r.workflow_run_id = s.workflow_run_id AND r.kind = 'result'
-                   AND r.set_aside = 0 AND r.status = 'failed'
-                   AND s.output::jsonb -> 'ids' ? r.branch)))
-)
-SELECT CASE WHEN available_at < now() + interval '5 seconds'
-            THEN pg_notify('durable', namespace_id) END
-  FROM parked
-"""
+)"""
+
+_PARK = _PARKED + _WITH_STEP + _ANNOUNCE
+
+# A retry of the whole body: what failed is to be done again.
+_PARK_TO_RETRY = _PARKED + set_aside("failed", "parked") + _ANNOUNCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +311,7 @@ def park(
         "step_context": failed and failed.context,
         "seconds": failed.seconds if failed else 0.0,
     }
-    if conn.execute(_PARK, params).rowcount == 1:
+    if conn.execute(_PARK_TO_RETRY if how.retry else _PARK, params).rowcount == 1:
         return True
     # A repeat after a lost answer finds the run parked, and not yet claimed anew.
     now_attempt, status = _state(conn, run_id) or (None, "")
@@ -334,7 +341,9 @@ RETURNING id::text, status, CASE WHEN tail THEN pg_notify('durable', namespace_i
 def cancel(conn: Connection, run_ids: Sequence[str], namespace: str, reason: str) -> dict[str, str]:
     """Cancel runs; their new statuses by id. Ended and unknown ones are left out."""
     params = {"ids": list(run_ids), "namespace": namespace, "reason": reason}
-    return {row[0]: row[1] for row in conn.execute(_CANCEL, params).fetchall()}
+    found = {row[0]: row[1] for row in conn.execute(_CANCEL, params).fetchall()}
+    follow(conn, [run_id for run_id, status in found.items() if status in ENDED])
+    return found
 
 
 # A hard time limit: the child is about to be killed by its pool. Ended by

@@ -69,6 +69,15 @@ workflow_runs = sa.Table(
         server_default=sa.false(),
         comment="an item over max_concurrency",
     ),
+    sa.Column(
+        "cascades",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="it was canceled, and its tied children are still to be",
+    ),
+    sa.Column("subject", sa.Text, comment="whose data it has, by a tag of the user's"),
+    sa.Column("erased_at", _timestamp, comment="its data was erased; run_actions says by whom"),
     sa.CheckConstraint(
         "status IN ('pending', 'running', 'sleeping', 'waiting', 'paused',"
         " 'succeeded', 'failed', 'canceled')",
@@ -101,7 +110,21 @@ sa.Index(
     "workflow_runs_held",
     workflow_runs.c.fan_out_id,
     workflow_runs.c.fan_index,
-    postgresql_where=sa.text("held"),
+    postgresql_where=sa.text("held AND status = 'waiting'"),
+)
+# Canceled parents whose tied children are still to be canceled: as a rule none.
+sa.Index(
+    "workflow_runs_cascades",
+    workflow_runs.c.namespace_id,
+    postgresql_where=sa.text("cascades"),
+)
+
+# All of one person, to be found or erased.
+sa.Index(
+    "workflow_runs_subject",
+    workflow_runs.c.namespace_id,
+    workflow_runs.c.subject,
+    postgresql_where=sa.text("subject IS NOT NULL"),
 )
 
 step_attempts = sa.Table(
@@ -189,6 +212,8 @@ fan_outs = sa.Table(
     ),
     sa.Column("remaining", sa.Integer, nullable=False),
     sa.Column("stop_at_first", sa.Boolean, nullable=False),
+    sa.Column("limited", sa.Boolean, nullable=False, comment="whether items are held"),
+    sa.Column("stopped_by", sa.Integer, comment="in shard -1: the item that failed first"),
 )
 sa.Index("fan_outs_run", fan_outs.c.workflow_run_id)
 
@@ -209,6 +234,49 @@ workers = sa.Table(
     sa.Column("started_at", _timestamp, nullable=False, server_default=_now),
     sa.Column("beat_at", _timestamp, nullable=False, server_default=_now),
 )
+
+# What all workers together know of a service's health.
+circuit_breakers = sa.Table(
+    "circuit_breakers",
+    metadata,
+    sa.Column("namespace_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False, server_default="closed"),
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0", comment="in a row"),
+    sa.Column(
+        "generation",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="the fence: raised with every change of state",
+    ),
+    sa.Column("opened_at", _timestamp, comment="beginning of the outage"),
+    sa.Column("next_probe_at", _timestamp, comment="from then on one call is let through"),
+    sa.CheckConstraint("state IN ('closed', 'open', 'half_open')", name="circuit_breakers_state"),
+)
+
+# What people did to runs.
+run_actions = sa.Table(
+    "run_actions",
+    metadata,
+    sa.Column("order_id", pg.UUID, primary_key=True),
+    sa.Column(
+        "workflow_run_id",
+        pg.UUID,
+        sa.ForeignKey(workflow_runs.c.id, ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    sa.Column("seq", sa.BigInteger, sa.Identity(always=True), nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("before", sa.Text, nullable=False),
+    sa.Column("control", sa.Text),
+    sa.Column("after", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text),
+    sa.Column("at", _timestamp, nullable=False, server_default=_now),
+)
+sa.Index("run_actions_run", run_actions.c.workflow_run_id, run_actions.c.seq)
 
 schema_info = sa.Table(
     "schema_info",

@@ -43,7 +43,8 @@ class Written(Enum):
 
     RECORDED = "recorded"
     FENCED = "fenced"  # the run is another worker's by now: stop
-    CONTROLLED = "controlled"  # recorded, and somebody asked the run to stop
+    CANCEL = "cancel"  # recorded, and somebody asked the run to stop for good
+    PAUSE = "pause"  # recorded, and somebody asked the run to pause
 
 
 # FOR SHARE: without the lock a claim fits between the look at the run and the
@@ -67,10 +68,13 @@ ON CONFLICT DO NOTHING
 _record = Prepared("durable_record", _RECORD)
 
 # The same for a run that was asked to stop: what its step did is kept.
-_RECORD_CONTROLLED = _RECORD.replace("AND control IS NULL", "AND control IS NOT NULL")
+_RECORD_CONTROLLED = (
+    _RECORD.replace("AND control IS NULL", "AND control IS NOT NULL")
+    + "RETURNING (SELECT control FROM durable.workflow_runs WHERE id = %(run_id)s)"
+)
 
 _LOOK = """
-SELECT r.attempt = %(fence)s AND r.status = 'running', r.control IS NOT NULL,
+SELECT r.attempt = %(fence)s AND r.status = 'running', r.control,
        EXISTS (SELECT FROM durable.step_attempts s
                 WHERE s.workflow_run_id = r.id AND s.branch = %(branch)s
                   AND s.ordinal = %(ordinal)s AND s.step_name = %(name)s
@@ -91,14 +95,12 @@ def record(conn: Connection, step: StepAttempt) -> Written:
 def record_in(cursor: Any, step: StepAttempt) -> Written:
     """Like `record`, as the last statement of a transaction that the caller commits."""
     params = step._asdict()
-    for statement, written in (
-        (_RECORD, Written.RECORDED),
-        (_RECORD_CONTROLLED, Written.CONTROLLED),
-    ):
-        cursor.execute(statement, params)
-        if cursor.rowcount == 1:
-            return written
-    return Written.FENCED
+    cursor.execute(_RECORD, params)
+    if cursor.rowcount == 1:
+        return Written.RECORDED
+    cursor.execute(_RECORD_CONTROLLED, params)
+    row = cursor.fetchone()
+    return Written.FENCED if row is None else Written(row[0])
 
 
 def was_recorded(conn: Connection, step: StepAttempt) -> bool:
@@ -109,13 +111,13 @@ def was_recorded(conn: Connection, step: StepAttempt) -> bool:
 
 def _look_into(conn: Connection, params: Mapping[str, object]) -> Written:
     row = conn.execute(_LOOK, params).fetchone()
-    ours, controlled, recorded = row or (False, False, False)
+    ours, control, recorded = row or (False, None, False)
     if not ours:
         return Written.FENCED
-    if not controlled:
+    if control is None:
         return Written.RECORDED if recorded else Written.FENCED
     if recorded or conn.execute(_RECORD_CONTROLLED, params).rowcount == 1:
-        return Written.CONTROLLED
+        return Written(control)
     return Written.FENCED
 
 

@@ -91,14 +91,17 @@ _TAKE_OVER = """
    SET attempt = r.attempt + 1,
        recoveries = fate.recoveries,
        status = CASE WHEN r.control = 'cancel' THEN 'canceled'
-                     WHEN fate.lost THEN 'failed' ELSE 'pending' END,
-       reason = CASE WHEN r.control = 'cancel' THEN r.reason
-                     WHEN fate.lost THEN 'lost' ELSE %(reason)s END,
+                     WHEN fate.lost THEN 'failed'
+                     WHEN r.control = 'pause' THEN 'paused' ELSE 'pending' END,
+       control = NULL,
+       reason = CASE WHEN r.control = 'cancel' THEN r.reason WHEN fate.lost THEN 'lost'
+                     WHEN r.control = 'pause' THEN r.reason ELSE %(reason)s END,
        error = CASE WHEN fate.lost THEN %(error)s ELSE r.error END,
        completed_at = CASE WHEN r.control = 'cancel' OR fate.lost THEN now() END,
        tail = r.tail OR fate.lost,
        available_at = CASE WHEN r.control = 'cancel' AND NOT r.tail THEN 'infinity'
-                           ELSE now() END,
+                           WHEN r.control = 'pause' AND NOT fate.lost
+                           THEN coalesce(r.deadline_at, 'infinity') ELSE now() END,
        child_pid = NULL,
        rung = false
 """

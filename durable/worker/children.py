@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
 
-from durable.store import runs, workers
+from durable.errors import StoreError
+from durable.store import outcomes, runs, workers
 from durable.worker.duty import Duty
 
 if TYPE_CHECKING:
     from durable.store.connections import Connection
+    from durable.store.outcomes import Outcome
     from durable.store.pool import Database
     from durable.store.workers import Recovery
 
@@ -69,6 +72,15 @@ class Children(Duty):
         self._released = (self._released | gone) & processes.keys()
         if gone:
             self._refill()
+        self._do_jobs()
+
+    def leave(self) -> None:
+        """Stop; what was asked for is done, if the database takes it."""
+        self.stop()
+        with suppress(StoreError):
+            self._do_jobs()
+
+    def _do_jobs(self) -> None:
         while self._job is not None or not self._jobs.empty():
             self._job = self._job or self._jobs.get()
             self._database.call(self._job)
@@ -85,6 +97,10 @@ class Children(Duty):
         self._jobs.put(
             lambda conn: runs.fail_held(conn, run_id, self._worker_id, error, "time limit")
         )
+
+    def tell(self, outcome: Outcome) -> None:
+        """Celery has given up a plain task that a run waits for."""
+        self._jobs.put(lambda conn: outcomes.deliver(conn, outcome))
 
     def _release(self, pid: int) -> None:
         handed = self._accepted(pid)
@@ -104,7 +120,7 @@ def processes_of(worker: Any) -> dict[int, bool]:
     """List the processes of a prefork pool, and which of them live; other pools have none."""
     pool = getattr(getattr(worker, "pool", None), "_pool", None)
     processes = list(getattr(pool, "_pool", None) or ())
-    pids = [process.pid for process in processes if hasattr(process, "pid")]
+    pids = [pid for pid in (getattr(process, "pid", None) for process in processes) if pid]
     return {pid: not _has_exited(pid) for pid in pids}
 
 

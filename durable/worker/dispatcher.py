@@ -9,6 +9,7 @@ from celery.exceptions import OperationalError
 from celery.utils.log import get_logger
 
 from durable.store import dispatch, runs
+from durable.store.cascade import cascade
 from durable.worker.duty import Duty
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Dispatcher(Duty):
         self._next_in: float | None = None
 
     def tick(self) -> None:
-        """Ring everything that is due."""
+        """Ring everything that is due; cancel what canceled runs take along."""
         if self._conn is None:
             self._conn = self._database.connect()
             if self._listen:
@@ -95,6 +96,8 @@ class Dispatcher(Duty):
                 late_error=self._late_error,
             )
             self._ring(due.doorbells)
+            if due.cascades:
+                cascade(self._conn, due.cascades)
             more, self._next_in = due.more, due.next_in
 
     def pause(self) -> None:

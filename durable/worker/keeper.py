@@ -12,6 +12,7 @@ from celery.worker import state
 from durable.errors import DeadlineExceeded, RunLost, StoreError
 from durable.failures import encode_failure
 from durable.store.errors import translated
+from durable.store.outcomes import Outcome
 from durable.store.workers import Beat, Recovery
 from durable.task import Workflow
 from durable.worker.children import Children, processes_of, refill
@@ -99,7 +100,7 @@ class Keeper:
     def leave(self) -> None:
         """End everything after the pool has drained, and sign off."""
         self.dispatcher.stop()
-        self.children.stop()
+        self.children.leave()
         self.heartbeat.leave()
 
     def process_lost(self, run_id: str, pid: int | None) -> None:
@@ -111,6 +112,10 @@ class Keeper:
         from celery.exceptions import TimeLimitExceeded
 
         self.children.time_limit(run_id, self._stored(TimeLimitExceeded(seconds)))
+
+    def tell(self, outcome: Outcome) -> None:
+        """A plain task that a run waits for has ended without its process telling."""
+        self.children.tell(outcome)
 
     def _report(self) -> Beat:
         worker, durable = self._worker, self._durable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import celery.exceptions
 import pytest
@@ -123,6 +124,83 @@ def test_a_chord_outlives_a_lost_process(shared: Shared, tmp_path: Path) -> None
     assert result.get(timeout=20) == 5
 
 
+FLOWS = (
+    "chain",
+    "group",
+    "header of a chord",
+    "body of a chord",
+    "header and body",
+    "chord in a chord",
+    "chain of groups",
+    "chain to a chord",
+    "with plain members",
+)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("where", ["outside", "in a body"])
+def test_a_flow_of_runs_that_do_not_go_straight_through(
+    shared: Shared, flow: str, where: str
+) -> None:
+    """They sleep, back off, retry, wait for an event and are killed; each goes on once."""
+    module = shared.module
+    start, expected = module.FLOWS[flow]
+    before = shared.query("SELECT now()")
+    if where == "outside":
+        result = start().apply_async(countdown=0.01)
+    else:
+        result = module.flow_in_a_body.delay(flow, 0.01)
+    assert with_events(shared, result) == expected
+    ids = "SELECT array_agg(id::text) FROM durable.workflow_runs WHERE created_at > %s"
+    goes = shared.query(f"{ids} AND workflow_name = %s", before, module.goes.name)
+    assert [len(shared.notes(each, "end")) for each in goes] == [1] * len(goes)
+    bodies = shared.query(f"{ids} AND workflow_name = %s", before, module.total.name) or ()
+    assert len(bodies) == repr(start()).count("total(")
+
+
+def with_events(shared: Shared, result: Any) -> Any:
+    """Send each run that waits for an event one; the result."""
+    waiting = (
+        "SELECT id::text FROM durable.workflow_runs WHERE status = 'waiting'"
+        " AND workflow_name = %s AND NOT EXISTS (SELECT FROM durable.workflow_events e"
+        " WHERE e.workflow_run_id = workflow_runs.id) LIMIT 1"
+    )
+
+    def over() -> bool:
+        run_id = shared.query(waiting, shared.module.goes.name)
+        if run_id is not None:
+            shared.app.durable.send_event(run_id, "go")
+        return bool(result.ready())
+
+    wait_for(over, what="the flow to end", timeout=40)
+    return result.get(timeout=5)
+
+
+@pytest.mark.parametrize("where", ["link", "link_error", "chain", "header", "group"])
+def test_a_run_that_fails_after_a_pause_is_told_of_once(shared: Shared, where: str) -> None:
+    module = shared.module
+    bad, after = module.goes.s(1, "fails"), module.goes.s("sleeps")
+    if where == "link":
+        result = module.goes.apply_async((1, "dies"), link=after)
+        assert result.get(timeout=20) == 1
+        [callback] = wait_for(lambda: result.children, what="the callback")
+        assert callback.get(timeout=20) == 1
+        return
+    if where == "link_error":
+        result = bad.apply_async(link_error=module.durable_errback.s())
+        shared.wait_for_note(result.id, "durable_errback")
+        wait_for(lambda: shared.query(TOLD, result.id), what="the end to be confirmed")
+        assert len(shared.notes(result.id, "durable_errback")) == 1
+        return
+    flow = {
+        "chain": chain(bad, after, after),
+        "header": chord([bad, module.goes.s(1, "sleeps")], module.total.s()),
+        "group": group(bad, module.goes.s(1, "sleeps")),
+    }[where]
+    with pytest.raises(ValueError, match="no: 1"):
+        flow.apply_async().get(timeout=20)
+
+
 def test_a_chord_hears_of_a_run_that_is_canceled_while_parked(shared: Shared) -> None:
     module = shared.module
     result = chord([module.add.s(1, 1), module.parked.s()])(module.total.s())
@@ -193,9 +271,10 @@ def active(shared: Shared) -> list[str]:
 
 def test_an_errback_can_be_a_run_of_its_own(shared: Shared) -> None:
     module = shared.module
+    before = shared.query(STARTED, module.durable_errback.name)
     run = module.fails.apply_async((1,), link_error=module.durable_errback.s())
     shared.wait_for_note(run.id, "durable_errback")
-    assert shared.query(STARTED, module.durable_errback.name) == 1
+    assert shared.query(STARTED, module.durable_errback.name) == before + 1
 
 
 def test_forget_leaves_the_run(shared: Shared) -> None:

@@ -134,3 +134,24 @@ def plain(value: object) -> object:
     """A task of Celery alone, beside the durable ones."""
     trace("plain", value)
     return value
+
+
+@step
+def pay(amount: int, account: str) -> int:
+    """Fail for good until the test has made the account."""
+    trace("pay", amount)
+    if not Path(account).exists():
+        raise durable.PermanentError("the account is gone")
+    return amount
+
+
+@app.task(name="basic.pays", base=Workflow)
+def pays(amount: int, account: str) -> int:
+    return add(pay(add(amount, 1), account), 1)
+
+
+@app.task(name="basic.naps", base=Workflow)
+def naps(seconds: float) -> int:
+    first = add(1, 1)
+    durable.sleep(seconds)
+    return add(first, 1)

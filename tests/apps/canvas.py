@@ -9,9 +9,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, chain, chord, group
 
-from durable import Durable, Workflow
+import durable
+from durable import Durable, RecoverableError, Workflow, step
 from tests.apps import settings_from_environment
 
 settings = settings_from_environment()
@@ -105,6 +106,86 @@ def tracked(self: Any) -> None:
 def durable_errback(failed_id: str) -> None:
     """An errback of the old sort, a run of its own."""
     note(failed_id, "durable_errback")
+
+
+# --- canvas of runs that do not go straight through
+
+
+@step(retry_backoff=0.05)
+def fails_once() -> None:
+    if durable.current().step_attempt == 1:
+        raise RecoverableError("not yet")
+
+
+@task(base=Workflow, bind=True)
+def goes(self: Any, x: int, how: str) -> int:
+    """Return ``x``, in a roundabout way."""
+    if how == "sleeps":
+        durable.sleep(0.05)
+    elif how == "backs off":
+        fails_once()
+    elif how == "retries":
+        if self.request.retries == 0:
+            raise self.retry(countdown=0.05)
+    elif how == "waits":
+        durable.wait_for_event("go")
+    elif how == "dies":
+        durable.sleep(0.05)
+        first = not any(line.startswith(f'["{self.request.id}", "dies"') for line in _lines())
+        note(self.request.id, "dies")
+        if first:
+            os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "fails":
+        durable.sleep(0.05)
+        raise ValueError(f"no: {x}")
+    note(self.request.id, "end")
+    return x
+
+
+def _lines() -> list[str]:
+    return TRACE.read_text().splitlines()
+
+
+WAYS = ("sleeps", "backs off", "retries", "waits", "dies")
+
+
+def _all(x: int = 1) -> list[Any]:
+    return [goes.si(x, way) for way in WAYS]
+
+
+#: Canvas with such runs in each position, and what comes of it.
+FLOWS: dict[str, Any] = {
+    "chain": (lambda: chain(goes.s(7, "sleeps"), *(goes.s(way) for way in WAYS)), 7),
+    "group": (lambda: group(_all()), [1] * 5),
+    "header of a chord": (lambda: chord(_all(), total.s()), 5),
+    "body of a chord": (
+        lambda: chord([total.si([1])], chain(goes.si(3, "dies"), total.si([4]))),
+        4,
+    ),
+    "header and body": (lambda: chord(_all(), goes.si(9, "waits")), 9),
+    "chord in a chord": (
+        lambda: chord([chord(_all(), total.s()), goes.s(2, "sleeps")], total.s()),
+        7,
+    ),
+    "chain of groups": (
+        lambda: chain(group(_all()), total.s(), group(goes.s("dies"), goes.s("waits"))),
+        [5, 5],
+    ),
+    "chain to a chord": (
+        lambda: goes.s(2, "sleeps") | group(goes.s(way) for way in WAYS) | total.s(),
+        10,
+    ),
+    "with plain members": (
+        lambda: chord([goes.s(1, "dies"), plain_double.s(2), goes.s(3, "waits")], total.s()),
+        8,
+    ),
+}
+
+
+@task(base=Workflow)
+def flow_in_a_body(name: str, countdown: float) -> Any:
+    durable.sleep(0.01)
+    return FLOWS[name][0]().apply_async(countdown=countdown).get()
 
 
 @task(bind=True)

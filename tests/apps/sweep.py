@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from celery import Celery, chain, chord, current_task
+from celery import Celery, chain, chord, current_task, group
 
 import durable
 from durable import Durable, RecoverableError, Workflow, step
@@ -136,6 +136,51 @@ def lingers(seconds: float) -> int:
     return linger(seconds)["value"] + plus(0, 1)["value"]
 
 
+@app.task(name="sweep.parent", base=Workflow)
+def parent(x: int, child: str, member: str, plain: str) -> int:
+    """Start tasks under these ids, and wait for them."""
+    durable.sleep(0.02)
+    started = follow.apply_async((x,), task_id=child), note.apply_async((x,), task_id=plain)
+    both = group(follow.s(x).set(task_id=member), note.s(x))()
+    return sum(result.get() for result in started) + sum(both.get())
+
+
+@app.task(name="sweep.waits_for", base=Workflow)
+def waits_for(seconds: float, child: str) -> int:
+    """Wait for a run that takes so long."""
+    value: int = lingers.apply_async((seconds,), task_id=child).get()
+    return value
+
+
+@step
+def ask(sender: str) -> dict[str, int]:
+    """Start the run that sends the event; in a step, so that nobody waits for its outcome."""
+    tells.apply_async((current_task.request.id,), task_id=sender)
+    return {"value": 1, "execution": executed("ask")}
+
+
+@app.task(name="sweep.waits", base=Workflow)
+def waits(x: int, sender: str) -> int:
+    """Wait for a time, for an event, and for one that never comes."""
+    durable.sleep(0.02)
+    ask(sender)
+    total = double(durable.wait_for_event("go", schema=int) + x)["value"]
+    try:
+        durable.wait_for_event("never", timeout=0.02)
+    except durable.EventTimeout:
+        total += 1
+    return total
+
+
+@app.task(name="sweep.tells", base=Workflow)
+def tells(run_id: str) -> int:
+    """Send an event that does not fit, and one that does."""
+    durable.send_event(run_id, "go", "no number")
+    durable.sleep(0.02)
+    durable.send_event(run_id, "go", 4)
+    return plus(1, 1)["value"]
+
+
 # Plain tasks are as safe as their broker lets them be.
 LATE = {"acks_late": True, "reject_on_worker_lost": True}
 
@@ -171,6 +216,10 @@ def start(kind: str, ids: list[str]) -> None:
         chord(
             [follow.s(1).set(task_id=each_id) for each_id in header], note.s().set(task_id=body)
         )()
+    elif kind == "waits":
+        waits.apply_async((1, ids[1]), task_id=first)
+    elif kind == "parent":
+        parent.apply_async((1, *ids[1:]), task_id=first)
     elif kind == "message":  # of somebody who does not have the package
         Celery(broker=app.conf.broker_url, set_as_current=False, **_BROKER).send_task(
             "sweep.order", (1,), task_id=first

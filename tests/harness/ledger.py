@@ -41,7 +41,7 @@ class Transaction:
         answer = self.ledger.commits.pop(0) if self.ledger.commits else Written.RECORDED
         if isinstance(answer, Exception):
             raise answer
-        if answer in {Written.RECORDED, Written.CONTROLLED}:
+        if answer in {Written.RECORDED, Written.CANCEL, Written.PAUSE}:
             self.ledger.rows.append(step)
         return answer
 
@@ -76,7 +76,7 @@ class Ledger:
         answer = self.answers.pop(0) if self.answers else Written.RECORDED
         if isinstance(answer, Exception):
             raise answer
-        if answer is not Written.FENCED:
+        if answer in {Written.RECORDED, Written.CANCEL, Written.PAUSE}:
             self.rows.append(step)
         return answer
 
@@ -115,16 +115,18 @@ class Ledger:
             id=self.id,
             name="shop.order",
             attempt=self.claims,
-            history=History(sorted(rows, key=lambda row: row[:4])),
+            history=History(rows),
             journal=self,
             services=services,
         )
 
     def run(self, body: Callable[[], Any]) -> Attempt:
         """Execute a workflow's body once, as a worker does."""
-        execution = self.execution()
-        attempt = Attempt(execution)
-        with execution.active():
+        return self.run_as(Attempt(self.execution()), body)
+
+    def run_as(self, attempt: Attempt, body: Callable[[], Any]) -> Attempt:
+        """Execute the body as this claim of the run."""
+        with attempt.execution.active():
             try:
                 attempt.value = body()
             except Suspend:

@@ -251,3 +251,9 @@ def test_a_broker_that_is_away_is_given_time(store: Store) -> None:
     run_id = store.start()
     runs.unring(store.conn, [run_id], delay=2.0)
     assert ring(store).next_in == pytest.approx(2, abs=1)
+
+
+def test_a_run_that_was_begun_before_is_told_from_a_new_one(store: Store) -> None:
+    new, begun = due_run(store), store.running()
+    store.park(begun, Park("pending", "hand-back"))
+    assert {each.id: each.woken for each in ring(store).doorbells} == {new: False, begun.id: True}

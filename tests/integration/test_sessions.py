@@ -136,7 +136,7 @@ def test_a_run_that_was_asked_to_stop_keeps_rows_and_result(
     store.cancel(claim.id)
     transaction = sessions.open()
     transaction.session.execute(INSERT, {"sku": "tea", "n": 1})
-    assert transaction.commit(step_of(claim)) is Written.CONTROLLED
+    assert transaction.commit(step_of(claim)) is Written.CANCEL
     assert (stock(store), len(store.steps(claim.id))) == ([("tea", 1)], 1)
 
 

@@ -61,7 +61,7 @@ def test_a_run_that_was_asked_to_stop_keeps_its_step_and_says_so(store: Store) -
     claim = store.running()
     store.cancel(claim.id)
     step = step_of(claim)
-    assert [steps.record(store.conn, step) for _ in range(2)] == [Written.CONTROLLED] * 2
+    assert [steps.record(store.conn, step) for _ in range(2)] == [Written.CANCEL] * 2
     assert len(store.steps(claim.id)) == 1
 
 
@@ -69,7 +69,7 @@ def test_a_stop_that_comes_after_the_step_is_told_at_its_repeat(store: Store) ->
     claim = store.running()
     steps.record(store.conn, step_of(claim))
     store.cancel(claim.id)
-    assert steps.record(store.conn, step_of(claim)) is Written.CONTROLLED
+    assert steps.record(store.conn, step_of(claim)) is Written.CANCEL
 
 
 def test_fenced_goes_before_stopped(store: Store) -> None:

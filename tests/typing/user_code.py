@@ -6,6 +6,7 @@ of one that ignores nothing, so an error that is no longer seen is seen here.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from datetime import datetime
 from decimal import Decimal
@@ -53,6 +54,10 @@ charge("o-42", "100")  # type: ignore[arg-type]
 charge("o-42", 100, colour="red")  # type: ignore[call-arg]
 charge("o-42")  # type: ignore[call-arg]
 load("o-42").append(1)  # type: ignore[attr-defined]
+assert_type(durable.fan_out(load, ["o-1", "o-2"], max_concurrency=3), list[dict[str, int]])
+assert_type(durable.fan_out(load, ["o-1"], return_exceptions=True), list[Any])
+assert_type(durable.gather(load.s("o-1"), charge.s("o-1", 100)), list[Any])
+charge.s("o-42", "100")  # type: ignore[arg-type]
 
 
 # --- workflows
@@ -80,6 +85,49 @@ def fulfil(order_id: str, cents: int = 0) -> Payment:
 def bound(self: Any, order_id: str) -> str:
     return f"{self.request.id} {order_id}"
 
+
+# --- coroutines
+
+
+@step(timeout="30s")
+async def fetch(url: str, *, tries: int = 1) -> bytes:
+    return url.encode()
+
+
+@step
+def size(page: bytes) -> int:
+    return len(page)
+
+
+@workflow(queue="crawl")
+async def crawl(urls: list[str], depth: int = 1) -> dict[str, int]:
+    pages = await asyncio.gather(*(fetch(url, tries=2) for url in urls))
+    assert_type(pages, list[bytes])
+    assert_type(await fetch("x"), bytes)
+    assert_type(size(pages[0]), int)
+    assert_type(await durable.aio.run_step("size", len, pages), int)
+    assert_type(await durable.aio.run_step("fetch", fetch.function, "x"), bytes)
+    assert_type(await durable.aio.fan_out(fetch, urls), list[bytes])
+    assert_type(await durable.aio.fan_out(size, pages), list[int])
+    await durable.aio.sleep("1h")
+    await durable.aio.get(crawl.delay(urls, depth=2))
+    await fetch(42)  # type: ignore[arg-type]
+    await durable.aio.run_step("size", len, 42)  # type: ignore[call-overload]
+    durable.aio.sleep("1h")  # type: ignore[unused-coroutine]
+    fetch("x")  # type: ignore[unused-coroutine]
+    return {url: len(page) for url, page in zip(urls, pages, strict=True)}
+
+
+async def call_it() -> None:
+    assert_type(await crawl(["x"]), dict[str, int])
+
+
+assert_type(crawl.delay(["x"]), DurableResult)
+crawl.delay("x")  # type: ignore[arg-type]
+crawl.delay(["x"], colour="red")  # type: ignore[call-arg]
+
+
+# --- calls
 
 assert_type(fulfil("o-42"), Payment)
 assert_type(fulfil.delay("o-42", cents=3), DurableResult)

@@ -398,14 +398,14 @@ def test_a_run_that_was_asked_to_stop_keeps_its_step_and_starts_no_other(
     ledger: Ledger, shop: Shop
 ) -> None:
     one, two = shop.step("one"), shop.step("two")
-    ledger.answers = [Written.CONTROLLED]
+    ledger.answers = [Written.CANCEL]
     assert ledger.run(lambda: (one(), two())).stopped == "cancel"
     assert ledger.names() == [("one", 1, "succeeded")]
     assert shop.ran == {"one": 1}
 
 
 def test_a_stop_at_the_last_step_counts_at_the_end_of_the_body(ledger: Ledger, shop: Shop) -> None:
-    ledger.answers = [Written.CONTROLLED]
+    ledger.answers = [Written.CANCEL]
     attempt = ledger.run(shop.step("one", lambda: 1))
     assert (attempt.value, attempt.stopped) == (1, "cancel")
 

@@ -17,7 +17,8 @@ def row(ordinal: int, name: str, attempt: int = 1, status: str = "succeeded", **
 
 
 def test_attempts_come_oldest_first() -> None:
-    history = History([row(0, "charge", 1, "failed", context=FAILED), row(0, "charge", 2)])
+    rows = [row(0, "charge", 2), row(0, "charge", 1, "failed", context=FAILED)]  # in any order
+    history = History(rows)
     assert [each.attempt for each in history.attempts("", 0, "charge")] == [1, 2]
 
 

@@ -152,9 +152,7 @@ def lines() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (fetch, "does not take the async function 'fetch': make it a plain `def` that calls"),
-        (stream, "does not take the async function 'stream'"),
-        (partial(fetch), "does not take the async function"),
+        (stream, "does not take the generator function 'stream': make it return a list"),
         (lines, "does not take the generator function 'lines': make it return a list"),
     ],
 )
@@ -170,6 +168,13 @@ def test_a_function_whose_call_runs_nothing_is_refused(
     app = Celery("refused", set_as_current=False)
     with pytest.raises(OptionError, match=f"a workflow {re.escape(text)}"):
         type("Fetch", (Workflow,), {"app": app, "run": staticmethod(function)})
+
+
+@pytest.mark.parametrize("function", [fetch, partial(fetch)])
+def test_an_async_function_is_not_for_run_step(function: Callable[..., object]) -> None:
+    error = Ledger().run(lambda: run_step("named", function)).error
+    assert str(error).startswith("run_step('named', ...) does not take the async function")
+    assert str(error).endswith("await durable.aio.run_step(...) in an `async def` workflow")
 
 
 def test_what_has_no_name_is_asked_for_one() -> None:
