@@ -11,7 +11,14 @@ from durable.context import (
     set_progress,
     uuid4,
 )
-from durable.errors import EventTimeout, PermanentError, RecoverableError, TransientError
+from durable.errors import (
+    EventTimeout,
+    IdempotencyConflict,
+    PermanentError,
+    RecoverableError,
+    TransientError,
+)
+from durable.start_many import start_many
 from durable.steps import run_step, step
 from durable.task import Workflow, workflow
 from durable.waiting import send_event, sleep, sleep_until, wait_for_event
@@ -19,6 +26,7 @@ from durable.waiting import send_event, sleep, sleep_until, wait_for_event
 __all__ = [
     "Durable",
     "EventTimeout",
+    "IdempotencyConflict",
     "PermanentError",
     "RecoverableError",
     "TransientError",
@@ -34,6 +42,7 @@ __all__ = [
     "set_progress",
     "sleep",
     "sleep_until",
+    "start_many",
     "step",
     "uuid4",
     "wait_for_event",

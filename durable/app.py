@@ -25,10 +25,11 @@ from durable.errors import (
 )
 from durable.execution import SENDING, Services
 from durable.lease import Lease
+from durable.outbox import Outbox
 from durable.result import DurableGroupResult, DurableResult
 from durable.start import Starter
 from durable.steps import Step
-from durable.store import events, queries, runs
+from durable.store import events, outbox, queries, runs
 from durable.store.events import NewEvent
 from durable.store.pool import Database
 from durable.store.sessions import Sessions
@@ -122,6 +123,11 @@ class Durable:
     def sessions(self) -> Sessions:
         """SQLAlchemy sessions for `durable.session()`."""
         return Sessions(self.database, self.settings.pool_size)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """What makes ``transaction=`` of a call usable."""
+        return Outbox(lambda: self.database)
 
     @cached_property
     def codec(self) -> Codec:
@@ -243,11 +249,16 @@ class Durable:
         payload: Any = None,
         *,
         idempotency_key: str | None = None,
+        transaction: object = None,
     ) -> str:
         """Send an event to a run; see `durable.send_event`."""
         check_event_type(event_type)
         if not queries.is_run_id(run_id):
             raise RunNotFound(f"{run_id!r} is not the id of a run, which is a UUID")
+        if transaction is not None:
+            caller = self.outbox.caller(transaction)
+            event = self._event(run_id, event_type, payload, idempotency_key)
+            return caller.call(outbox.put_event, event)
         execution = context.running.get()
         if execution is not None and not (execution.in_step or execution.journal.inline):
             send = partial(self._send_event, run_id, event_type, payload, idempotency_key)
@@ -258,9 +269,15 @@ class Durable:
     def _send_event(
         self, run_id: str, event_type: str, payload: Any, idempotency_key: str | None
     ) -> str:
+        event = self._event(run_id, event_type, payload, idempotency_key)
+        return self.database.call(events.send, event)
+
+    def _event(
+        self, run_id: str, event_type: str, payload: Any, idempotency_key: str | None
+    ) -> NewEvent:
         execution = context.running.get()
         inline = execution is None or execution.journal.inline
-        event = NewEvent(
+        return NewEvent(
             id=self.clock.uuid() if execution is None or inline else execution.new_task_id(),
             run_id=run_id,
             namespace=self.settings.namespace,
@@ -268,7 +285,6 @@ class Durable:
             payload=self.codec.encode(payload, f"the payload of event {event_type!r}"),
             idempotency_key=idempotency_key,
         )
-        return self.database.call(events.send, event)
 
     def cancel(self, run_id: str, reason: str) -> None:
         """Cancel a run for Celery's sake; it is rung again if the database is away."""

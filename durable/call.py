@@ -17,9 +17,10 @@ from kombu.utils.json import loads as load_message
 
 from durable import context
 from durable.durations import LONGEST, parse_seconds
-from durable.errors import OptionError
+from durable.errors import OptionError, PayloadError
 from durable.handles import WAITER
-from durable.store.runs import NewRun
+from durable.keys import EXACTLY_ONCE, key_of, refuse_in_canvas
+from durable.store.runs import Key, NewRun
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -55,13 +56,11 @@ KEPT = (
 #: What is filled in from the row at the claim, and not sent along.
 CANVAS = ("link", "link_error", "chain", "chord")
 
-_LATER = ("idempotency_key", "transaction")
-
 #: What `apply_async` acts on.
 _CALL_OPTIONS = frozenset(
     {
         *KEPT,
-        *_LATER,
+        *EXACTLY_ONCE,
         *CANVAS,
         "add_to_parent",
         "args",
@@ -146,6 +145,44 @@ class Preparer:
             on_parent_cancel=_on_parent_cancel(options, waiter),
         )
         return run, message
+
+    def key(self, call: Call, run: NewRun) -> Key | None:
+        """Read the idempotency key of a call; None: it has none.
+
+        Raises:
+            OptionError: it is no key.
+        """
+        return key_of(call.options, run.input, self._durable.settings.idempotency_ttl)
+
+    def route(
+        self, task: Workflow, text: str, *, queue: str | None, priority: int | None
+    ) -> dict[str, Any]:
+        """Make what `runs.route` stores of a run that was started by SQL.
+
+        Args:
+            task: its task.
+            text: its input, JSON text.
+            queue: that the start has named; None: the task's own.
+            priority: likewise.
+        """
+        given = {"queue": queue, "priority": priority}
+        try:
+            arguments = self._durable.codec.decode(text)
+        except PayloadError:  # the claim will say so
+            arguments = {"args": [], "kwargs": {}}
+        options = {
+            **_given(task._get_exec_options()),  # noqa: SLF001 - as Celery does
+            **_given(given),
+        }
+        call = Call(task, arguments["args"], arguments["kwargs"], options)
+        message = self._message(call)
+        queue = self._route(call, message)
+        return {
+            "message": dump_message(message),
+            "queue": queue,
+            "tail": self._has_tail(call),
+            "deadline": _seconds(task.deadline, "deadline"),
+        }
 
     def _message(self, call: Call) -> dict[str, Any]:
         options, conf = call.options, self._app.conf
@@ -246,6 +283,10 @@ class Preparer:
         return not ignored and self._durable.has_backend
 
 
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in options.items() if each is not None}
+
+
 def _waiter(message: dict[str, Any]) -> str | None:
     """Take out of the headers which run waits for the outcome."""
     headers = dict(message.get("headers") or {})
@@ -282,9 +323,8 @@ def _check_arguments(call: Call) -> None:
 
 
 def _refuse(options: Mapping[str, Any]) -> None:
-    for key in _LATER:
-        if options.get(key) is not None:
-            raise OptionError(f"{key}= is not available in this version")
+    for key in CANVAS:
+        refuse_in_canvas(options.get(key))
     # Celery takes any option and gives it to the broker as a property of the
     # message, so only those are refused that look like one we would act on.
     for key in options.keys() - _CALL_OPTIONS - set(options.get("stamped_headers") or ()):

@@ -127,7 +127,12 @@ def wait_for_event(
 
 
 def send_event(
-    run_id: str, event_type: str, payload: Any = None, *, idempotency_key: str | None = None
+    run_id: str,
+    event_type: str,
+    payload: Any = None,
+    *,
+    idempotency_key: str | None = None,
+    transaction: object = None,
 ) -> str:
     """Send an event to a run of the current app.
 
@@ -141,6 +146,8 @@ def send_event(
         event_type: what the run waits for.
         payload: anything the codec can store.
         idempotency_key: of several events of a run with one key only the first counts.
+        transaction: a transaction of yours in the same database: the event is sent
+            if and only if that is committed (see docs/transactions.md).
 
     Returns:
         The id of the event; for a repeated key, that of the first.
@@ -167,7 +174,9 @@ def send_event(
             "durable.send_event() needs a Celery app with Durable(app): import your app's module"
             " first, or use app.durable.send_event(...)"
         )
-    sent: str = durable.send_event(run_id, event_type, payload, idempotency_key=idempotency_key)
+    sent: str = durable.send_event(
+        run_id, event_type, payload, idempotency_key=idempotency_key, transaction=transaction
+    )
     return sent
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 #: The newest migration that this code knows.
-HEAD = "0002"
+HEAD = "0003"
 
 #: Raised when a migration makes older code unsafe; the migration then writes
 #: the least version that may still run into ``schema_info``.
@@ -144,8 +144,9 @@ def role_sql(role: str) -> str:
 GRANT USAGE ON SCHEMA durable TO {quoted};
 GRANT SELECT, INSERT, UPDATE, DELETE
    ON durable.workflow_runs, durable.step_attempts, durable.workflow_events, durable.fan_outs,
-      durable.workers TO {quoted};
+      durable.workers, durable.idempotency_keys, durable.outbox TO {quoted};
 GRANT SELECT ON durable.schema_info, durable.alembic_version TO {quoted};
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA durable TO {quoted};
 """
 
 

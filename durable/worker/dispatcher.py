@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from celery.exceptions import OperationalError
 from celery.utils.log import get_logger
 
-from durable.store import dispatch, runs
+from durable.store import dispatch, outbox, runs
 from durable.worker.duty import Duty
 
 if TYPE_CHECKING:
@@ -75,11 +75,13 @@ class Dispatcher(Duty):
         self._next_in: float | None = None
 
     def tick(self) -> None:
-        """Ring everything that is due."""
+        """Ring everything that is due, and deliver what is in the outbox."""
         if self._conn is None:
             self._conn = self._database.connect()
             if self._listen:
                 self._conn.execute(f"LISTEN {runs.CHANNEL}")
+            # First: an event of the time without a worker is to be there when its run is rung.
+            self._deliver()
         more = True
         while more and not self.stopping:
             peers = self._directory()
@@ -87,6 +89,7 @@ class Dispatcher(Duty):
                 self._conn,
                 self._namespace,
                 names=sorted({*self._own_names, *(n for p in peers for n in p.workflows)}),
+                own_names=self._own_names,
                 idle_queues=sorted(
                     {q for p in peers if p.idle_beats >= _IDLE_BEATS for q in p.queues}
                 ),
@@ -96,6 +99,8 @@ class Dispatcher(Duty):
             )
             self._ring(due.doorbells)
             more, self._next_in = due.more, due.next_in
+            if due.outbox:
+                more = self._deliver() or more  # it has woken runs
 
     def pause(self) -> None:
         """Sleep until a timer, a notification or the end of the interval."""
@@ -120,6 +125,21 @@ class Dispatcher(Duty):
         if conn is not None:
             conn.close()
 
+    def _routed(self, doorbell: Doorbell) -> Doorbell:
+        if doorbell.message is not None or self._conn is None:
+            return doorbell
+        return self._starter.routed(self._conn, doorbell)
+
+    def _deliver(self) -> bool:
+        """Deliver from the outbox, up to a batch; whether there was something."""
+        assert self._conn is not None
+        delivered = 0
+        while delivered < self._batch and not self.stopping:
+            if not outbox.deliver_next(self._conn, self._namespace):
+                break
+            delivered += 1
+        return delivered > 0
+
     def _ring(self, doorbells: Sequence[Doorbell]) -> None:
         unrung: list[str] = []
         away = False
@@ -128,7 +148,7 @@ class Dispatcher(Duty):
                 unrung.append(doorbell.id)
                 continue
             try:
-                self._starter.ring(doorbell)
+                self._starter.ring(self._routed(doorbell))
             except Exception as exc:  # noqa: BLE001 - transports raise what they like
                 logger.warning("run %s could not be rung: %r", doorbell.id, exc)
                 unrung.append(doorbell.id)

@@ -1,0 +1,92 @@
+"""The outbox: what is sent to runs in somebody's transaction, and its delivery after the commit.
+
+A direct `events.send` updates the run's row. In a transaction of the caller's
+that lock would last until its end, and the worker that advances the run would
+wait for it. So the caller only inserts a row here, which locks nothing of
+anybody's, and a dispatcher does the rest.
+"""
+
+from __future__ import annotations
+
+from durable.errors import RunEnded
+from durable.store import runs
+from durable.store.connections import Connection
+from durable.store.events import NewEvent
+from durable.store.queries import missing
+
+# The run is looked at, not locked: should it end before the commit, the event
+# comes too late, as one that was sent a moment later.
+_PUT = """
+WITH run AS MATERIALIZED (
+    SELECT id, namespace_id, status FROM durable.workflow_runs
+     WHERE id = %(run_id)s::uuid AND namespace_id = %(namespace)s::text
+), known AS MATERIALIZED (
+    SELECT id FROM durable.workflow_events
+     WHERE workflow_run_id = %(run_id)s::uuid AND idempotency_key = %(idempotency_key)s::text
+     UNION ALL
+    SELECT id FROM durable.outbox
+     WHERE workflow_run_id = %(run_id)s::uuid AND idempotency_key = %(idempotency_key)s::text
+     LIMIT 1
+), put AS (
+    INSERT INTO durable.outbox
+           (id, namespace_id, workflow_run_id, kind, event_type, payload, idempotency_key)
+    SELECT %(id)s::uuid, run.namespace_id, run.id, 'event', %(type)s::text, %(payload)s::json,
+           %(idempotency_key)s::text
+      FROM run
+     WHERE run.status NOT IN ('succeeded', 'failed', 'canceled')
+       AND NOT EXISTS (SELECT FROM known)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING pg_notify('durable', namespace_id)
+)
+SELECT run.status, (SELECT id::text FROM known), (SELECT count(*) FROM put) FROM run
+"""
+
+
+def put_event(conn: Connection, event: NewEvent) -> str:
+    """Send an event with the commit of the caller's transaction ``conn``; its id.
+
+    Of events with one idempotency key that are under way in several
+    transactions at once, the first that is delivered counts.
+
+    Raises:
+        RunEnded: the run has ended.
+        RunNotFound: there is no such run in this namespace.
+    """
+    params = {field: getattr(event, field) for field in NewEvent.__slots__}
+    row = conn.execute(_PUT, params).fetchone()
+    if row is None:
+        raise missing(conn, event.run_id, event.namespace)
+    status, known, _ = row
+    if known is not None:
+        return str(known)
+    if status in runs.ENDED:
+        raise RunEnded(
+            f"run {event.run_id} has ended ({status}): it takes no event {event.type!r} any more"
+        )
+    return event.id
+
+
+# In order, and one at a time: of a transaction that locked the rows of several
+# runs, another one that ends a child and wakes its parent would be in the way.
+_OLDEST = """
+SELECT id::text, kind, workflow_run_id::text, reason FROM durable.outbox
+ WHERE namespace_id = %(namespace)s ORDER BY seq LIMIT 1
+"""
+
+_DELIVER = "SELECT durable.deliver_event(%(id)s)"
+
+_DELETE = "DELETE FROM durable.outbox WHERE id = %(id)s"
+
+
+def deliver_next(conn: Connection, namespace: str) -> bool:
+    """Deliver the oldest row of the outbox. False: there is none."""
+    row = conn.execute(_OLDEST, {"namespace": namespace}).fetchone()
+    if row is None:
+        return False
+    outbox_id, kind, run_id, reason = row
+    if kind == "event":
+        conn.execute(_DELIVER, {"id": outbox_id})
+    else:  # a second time does no harm
+        runs.cancel(conn, [run_id], namespace, reason)
+        conn.execute(_DELETE, {"id": outbox_id})
+    return True
