@@ -6,10 +6,11 @@ import difflib
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from celery.app.routes import MapRoute
 from celery.utils import uuid as celery_uuid
 from celery.utils.saferepr import saferepr
 from kombu.utils.json import dumps as dump_message
@@ -120,9 +121,7 @@ class Preparer:
         durable, options = self._durable, call.options
         _refuse(options)
         run_id = _checked_id(options.get("task_id") or celery_uuid())
-        what = f"the arguments of {call.task.name!r}"
-        _check_arguments(call)
-        text = durable.codec.encode({"args": list(call.args), "kwargs": dict(call.kwargs)}, what)
+        text = self._input(call)
         message = self._message(call)
         waiter = _waiter(message)
         queue = self._route(call, message)
@@ -145,6 +144,28 @@ class Preparer:
             on_parent_cancel=_on_parent_cancel(options, waiter),
         )
         return run, message
+
+    def _input(self, call: Call) -> str:
+        _check_arguments(call)
+        what = f"the arguments of {call.task.name!r}"
+        given = {"args": list(call.args), "kwargs": dict(call.kwargs)}
+        return self._durable.codec.encode(given, what)
+
+    def prepare_like(self, model: NewRun, call: Call) -> NewRun:
+        """Make the row of a call that differs from ``model``'s in id and arguments only.
+
+        Raises:
+            PayloadError: arguments that cannot be stored.
+        """
+        if any(not isinstance(each, MapRoute) for each in self._app.amqp.routes):
+            return self.prepare(call, publish=False)[0]  # a function may look at the arguments
+        message = load_message(model.message)
+        for name in ("argsrepr", "kwargsrepr"):
+            if call.options.get(name) is None:
+                message.pop(name, None)
+        text = self._input(call)
+        self._show_arguments(call, message)
+        return replace(model, id=call.options["task_id"], input=text, message=dump_message(message))
 
     def key(self, call: Call, run: NewRun) -> Key | None:
         """Read the idempotency key of a call; None: it has none.
@@ -198,16 +219,20 @@ class Preparer:
             if options.get(key):
                 message[key] = _with_ids(options[key]) if key != "chord" else options[key]
         self._inherit(message, conf)
-        amqp, maxlevels = self._app.amqp, conf.get("task_repr_maxlevels", 3)
+        self._show_arguments(call, message)
+        if self._app.backend.__class__.__name__ == "RPCBackend":
+            message["reply_to"] = options.get("reply_to") or self._app.thread_oid
+        return message
+
+    def _show_arguments(self, call: Call, message: dict[str, Any]) -> None:
+        """Represent the arguments for people; all that a message has of them."""
+        amqp, maxlevels = self._app.amqp, self._app.conf.get("task_repr_maxlevels", 3)
         if call.args and "argsrepr" not in message:
             message["argsrepr"] = saferepr(call.args, amqp.argsrepr_maxsize, maxlevels=maxlevels)
         if call.kwargs and "kwargsrepr" not in message:
             message["kwargsrepr"] = saferepr(
                 call.kwargs, amqp.kwargsrepr_maxsize, maxlevels=maxlevels
             )
-        if self._app.backend.__class__.__name__ == "RPCBackend":
-            message["reply_to"] = options.get("reply_to") or self._app.thread_oid
-        return message
 
     def _inherit(self, message: dict[str, Any], conf: Any) -> None:
         parent = self._app.current_worker_task

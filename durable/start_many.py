@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +62,8 @@ def start_many(
         >>> [each.get(timeout=30) for each in results] if fulfil.delay("o-3") else None
         ['o-1 is done', 'o-2 is done']
     """
+    if type(chunk) is not int or chunk < 1:
+        raise OptionError(f"chunk={chunk!r}: give a number of runs, 1 or more")
     signature = _signature(task)
     workflow = signature.type
     given = list(items)
@@ -122,18 +123,22 @@ def _rows(signature: Signature, items: Sequence[Item]) -> list[NewRun]:
             "durable.start_many() belongs in a step: what it starts is not waited for. For runs"
             " whose results the workflow needs use durable.fan_out()"
         )
+    new = workflow.durable.clock.uuid
     preparer = workflow.durable.starter.preparer
     own = {key: each for key, each in workflow._get_exec_options().items() if each is not None}  # noqa: SLF001
-    rows = []
+    rows: list[NewRun] = []
     for number, item in enumerate(items):
         args, kwargs, options = signature._merge(*_arguments(item, number))  # noqa: SLF001
-        new_id = execution.new_task_id() if derives and execution is not None else uuid.uuid4()
-        call = Call(workflow, args, kwargs, {**own, **options, "task_id": str(new_id)})
+        new_id = execution.new_task_id() if derives and execution is not None else new()
+        call = Call(workflow, args, kwargs, {**own, **options, "task_id": new_id})
         try:
-            row, _ = preparer.prepare(call, publish=False)
+            rows.append(
+                preparer.prepare_like(rows[0], call)
+                if rows
+                else preparer.prepare(call, publish=False)[0]
+            )
         except (OptionError, PayloadError, TypeError) as exc:
             raise type(exc)(f"item {number}: {exc}") from exc
-        rows.append(row)
     return rows
 
 

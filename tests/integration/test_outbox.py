@@ -386,7 +386,9 @@ def test_other_things_than_transactions_are_refused(fulfil: Any, store_url: str)
 def test_other_drivers_are_refused(fulfil: Any, store_url: str) -> None:
     with (
         Session(create_engine("sqlite://")) as session,
-        pytest.raises(OptionError, match=r"driver is sqlite\+pysqlite, and a run can be started by"),
+        pytest.raises(
+            OptionError, match=r"driver is sqlite\+pysqlite, and a run can be started by"
+        ),
     ):
         fulfil.apply_async(("o-42",), transaction=session)
     with Session() as unbound, pytest.raises(OptionError, match="cannot be used"):
