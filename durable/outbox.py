@@ -38,12 +38,7 @@ class Outbox:
         """
         if transaction is None:
             return Caller(self._database(), None)
-        execution = context.running.get()
-        if execution is not None and not (execution.in_step or execution.journal.inline):
-            raise NotInWorkflow(
-                "transaction= belongs in a step: what the body of a workflow starts outside its"
-                " steps is remembered anyway. In a step use transaction=durable.session()"
-            )
+        refuse_in_body("transaction")
         borrowed = transactions.borrow(transaction)
         self._check(borrowed)
         return Caller(self._database(), borrowed)
@@ -74,6 +69,21 @@ class Outbox:
     def _identity(self) -> Identity:
         self._own, _ = self._database().call(transactions.identity)
         return self._own
+
+
+def refuse_in_body(option: str) -> None:
+    """Refuse an option in the body of a workflow, which is repeated.
+
+    Raises:
+        NotInWorkflow: it is called there, outside the steps.
+    """
+    execution = context.running.get()
+    if execution is not None and not (execution.in_step or execution.journal.inline):
+        raise NotInWorkflow(
+            f"{option}= belongs in a step: what the body of a workflow starts or sends outside its"
+            " steps is remembered, and so done once, anyway. In a step transaction="
+            "durable.session() makes it part of the step's commit"
+        )
 
 
 class Caller:

@@ -18,9 +18,10 @@ from kombu.utils.json import loads as load_message
 from durable import context
 from durable.beat import id_of_entry
 from durable.call import KEPT, Call, Preparer
-from durable.errors import NotInWorkflow, OptionError
+from durable.errors import OptionError
 from durable.handles import WAITER, started_once
 from durable.keys import EXACTLY_ONCE, conflict, refuse_with_id
+from durable.outbox import refuse_in_body
 from durable.publisher import Publisher
 from durable.store import queries, runs
 
@@ -129,13 +130,7 @@ class Starter:
                 f"{given[0]}= needs the run to be written by this process, and durable_accept_only"
                 " has it send ordinary messages: finish the rolling deploy first"
             )
-        execution = context.running.get()
-        in_body = execution is not None and not (execution.in_step or execution.journal.inline)
-        if in_body and "idempotency_key" in given:
-            raise NotInWorkflow(
-                "idempotency_key= belongs in a step: what the body of a workflow starts outside its"
-                " steps is started once anyway"
-            )
+        refuse_in_body(given[0])
 
     def routed(self, conn: Connection, doorbell: Doorbell) -> Doorbell:
         """Find, and store, the way of a run that was started by SQL: the task's own."""

@@ -425,15 +425,15 @@ def test_a_role_without_rights_is_told_so(
 
 def test_plain_and_unknown_tasks_are_refused(fulfil: Any, session: Session) -> None:
     app = fulfil.app
-    with pytest.raises(OptionError, match="transaction= is for workflows.*is a plain task"):
+    with pytest.raises(OptionError, match=r"transaction= is for workflows.*is a plain task"):
         app.tasks["shop.plain"].apply_async(("o-42",), transaction=session)
-    with pytest.raises(OptionError, match="idempotency_key= is for workflows.*not registered"):
+    with pytest.raises(OptionError, match=r"idempotency_key= is for workflows.*not registered"):
         app.send_task("shop.unknown", idempotency_key="o-42")
 
 
 def test_a_canvas_is_refused(fulfil: Any, session: Session) -> None:
     keyed = fulfil.si("o-42").set(idempotency_key="o-42")
-    with pytest.raises(OptionError, match="cannot go together.*In a canvas"):
+    with pytest.raises(OptionError, match=r"cannot go together.*In a canvas"):
         chain(keyed, fulfil.si("o-43")).apply_async()
     with pytest.raises(OptionError, match="idempotency_key= in a canvas"):
         chain(fulfil.si("o-43"), keyed).apply_async()

@@ -76,7 +76,7 @@ def test_items_may_come_from_a_generator_and_none_is_fine(fulfil: Any, store: St
 
 def test_a_chunk_is_one_statement(fulfil: Any, store: Store, monkeypatch: Any) -> None:
     monkeypatch.setattr(
-        Database, "call", lambda self, query, *args, **kw: query(store.conn, *args, **kw)
+        Database, "call", lambda _, query, *args, **kw: query(store.conn, *args, **kw)
     )
     with traced(store.conn) as counted:
         durable.start_many(fulfil, [(f"o-{n}",) for n in range(7)], chunk=3)
@@ -135,7 +135,9 @@ def test_of_a_chunk_that_fails_nothing_is_there_and_what_was_started_is_told(
     )
     try:
         items = [("o-1",), ("o-2",), ("o-3",), ("poison",), ("o-5",)]
-        with pytest.raises(PartlyStarted, match="the first 2 of 5 runs of 'shop.fulfil'") as caught:
+        with pytest.raises(
+            PartlyStarted, match=r"the first 2 of 5 runs of 'shop.fulfil'"
+        ) as caught:
             durable.start_many(fulfil, items, chunk=2)
         assert [store.row(run.id)["input"] for run in caught.value.started] == [
             '{"args":["o-1"],"kwargs":{}}',
