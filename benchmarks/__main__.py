@@ -15,6 +15,7 @@ _ALL = {
     "step": ("One step", False),
     "replay": ("Replay", False),
     "idle": ("An idle worker", True),
+    "outbox": ("Starts in transactions (Redis, prefork 2)", True),
     "throughput": ("Through a worker (Redis, prefork 2)", True),
 }
 

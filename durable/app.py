@@ -24,6 +24,7 @@ from durable.errors import (
     StoreError,
 )
 from durable.execution import SENDING, Services
+from durable.keys import check_key
 from durable.lease import Lease
 from durable.outbox import Outbox
 from durable.result import DurableGroupResult, DurableResult
@@ -275,6 +276,8 @@ class Durable:
     def _event(
         self, run_id: str, event_type: str, payload: Any, idempotency_key: str | None
     ) -> NewEvent:
+        if idempotency_key is not None:
+            check_key(idempotency_key)
         execution = context.running.get()
         inline = execution is None or execution.journal.inline
         return NewEvent(

@@ -43,11 +43,7 @@ def key_of(options: Mapping[str, Any], plain: str, default_ttl: float) -> Key | 
             if options.get(name) is not None:
                 raise OptionError(f"{name}= goes together with idempotency_key=")
         return None
-    if type(key) is not str or not key.strip() or not key.isprintable() or len(key) > _LONGEST:
-        raise OptionError(
-            f"idempotency_key={_short(key)}: give text of 1 to {_LONGEST} printable characters,"
-            " such as 'order-42'"
-        )
+    check_key(key)
     if reuse is not None and reuse not in _REUSE:
         raise OptionError(
             f"idempotency_reuse={reuse!r}: give 'after_ttl' (the default), 'after_failure' or"
@@ -55,6 +51,19 @@ def key_of(options: Mapping[str, Any], plain: str, default_ttl: float) -> Key | 
         )
     seconds = default_ttl if ttl is None else parse_seconds(ttl, name="idempotency_ttl")
     return Key(key, plain, seconds, reuse or _REUSE[0])
+
+
+def check_key(key: object) -> None:
+    """Refuse what is no idempotency key.
+
+    Raises:
+        OptionError: it is no text, or too long for an index.
+    """
+    if type(key) is not str or not key.strip() or not key.isprintable() or len(key) > _LONGEST:
+        raise OptionError(
+            f"idempotency_key={_short(key)}: give text of 1 to {_LONGEST} printable characters,"
+            " such as 'order-42'"
+        )
 
 
 def refuse_with_id(options: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ anybody's, and a dispatcher does the rest.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from durable.errors import RunEnded
 from durable.store import runs
 from durable.store.connections import Connection
@@ -66,27 +68,49 @@ def put_event(conn: Connection, event: NewEvent) -> str:
     return event.id
 
 
-# In order, and one at a time: of a transaction that locked the rows of several
-# runs, another one that ends a child and wakes its parent would be in the way.
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A row of the outbox that is to be delivered."""
+
+    id: str
+    seq: int
+    kind: str
+    run_id: str
+    reason: str | None
+
+
 _OLDEST = """
-SELECT id::text, kind, workflow_run_id::text, reason FROM durable.outbox
- WHERE namespace_id = %(namespace)s ORDER BY seq LIMIT 1
+SELECT id::text, seq, kind, workflow_run_id::text, reason FROM durable.outbox
+ WHERE namespace_id = %(namespace)s AND seq > %(after)s
+ ORDER BY seq LIMIT 1
 """
 
+
+def oldest(conn: Connection, namespace: str, after: int = 0) -> Sent | None:
+    """Look for the oldest row of the outbox behind number ``after``."""
+    row = conn.execute(_OLDEST, {"namespace": namespace, "after": after}).fetchone()
+    return None if row is None else Sent(*row)
+
+
+# One row a transaction: of one that locked the rows of several runs, another
+# that ends a child and wakes its parent would be in the way.
 _DELIVER = "SELECT durable.deliver_event(%(id)s)"
 
 _DELETE = "DELETE FROM durable.outbox WHERE id = %(id)s"
 
 
+def deliver(conn: Connection, sent: Sent, namespace: str) -> None:
+    """Do what was sent; nothing, if another dispatcher has done it meanwhile."""
+    if sent.kind == "event":
+        conn.execute(_DELIVER, {"id": sent.id})
+        return
+    runs.cancel(conn, [sent.run_id], namespace, sent.reason or "canceled")  # twice does no harm
+    conn.execute(_DELETE, {"id": sent.id})
+
+
 def deliver_next(conn: Connection, namespace: str) -> bool:
     """Deliver the oldest row of the outbox. False: there is none."""
-    row = conn.execute(_OLDEST, {"namespace": namespace}).fetchone()
-    if row is None:
-        return False
-    outbox_id, kind, run_id, reason = row
-    if kind == "event":
-        conn.execute(_DELIVER, {"id": outbox_id})
-    else:  # a second time does no harm
-        runs.cancel(conn, [run_id], namespace, reason)
-        conn.execute(_DELETE, {"id": outbox_id})
-    return True
+    sent = oldest(conn, namespace)
+    if sent is not None:
+        deliver(conn, sent, namespace)
+    return sent is not None

@@ -116,7 +116,8 @@ def _psycopg(given: Any) -> Borrowed | None:
     if isinstance(given, psycopg.AsyncConnection):
         raise OptionError(
             f"transaction={_shown(given)} is asynchronous: give a psycopg.Connection, or use a"
-            " SQLAlchemy AsyncSession with `await session.run_sync(lambda s: ..., transaction=s)`"
+            " SQLAlchemy AsyncSession: `await session.run_sync(lambda s: task.apply_async(args,"
+            " transaction=s))`"
         )
     if isinstance(given, (psycopg.Cursor, psycopg.ServerCursor)):
         raise OptionError(f"transaction={_shown(given)} is a cursor: give its connection")

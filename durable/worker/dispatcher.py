@@ -9,6 +9,7 @@ from celery.exceptions import OperationalError
 from celery.utils.log import get_logger
 
 from durable.store import dispatch, outbox, runs
+from durable.store.errors import is_disconnect
 from durable.worker.duty import Duty
 
 if TYPE_CHECKING:
@@ -131,13 +132,24 @@ class Dispatcher(Duty):
         return self._starter.routed(self._conn, doorbell)
 
     def _deliver(self) -> bool:
-        """Deliver from the outbox, up to a batch; whether there was something."""
+        """Deliver from the outbox, up to a batch; whether something was.
+
+        What cannot be delivered stays, and keeps nothing behind it waiting.
+        """
         assert self._conn is not None
-        delivered = 0
+        delivered, after = 0, 0
         while delivered < self._batch and not self.stopping:
-            if not outbox.deliver_next(self._conn, self._namespace):
+            sent = outbox.oldest(self._conn, self._namespace, after)
+            if sent is None:
                 break
-            delivered += 1
+            try:
+                outbox.deliver(self._conn, sent, self._namespace)
+                delivered += 1
+            except Exception as exc:
+                if is_disconnect(exc):
+                    raise
+                logger.warning("%s for run %s is not delivered: %r", sent.kind, sent.run_id, exc)
+                after = sent.seq
         return delivered > 0
 
     def _ring(self, doorbells: Sequence[Doorbell]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -19,7 +20,9 @@ import durable
 from durable import Durable, Workflow
 from durable.errors import MissingRights, OptionError, RunEnded, RunNotFound
 from durable.store import dispatch, outbox, steps
+from durable.store.pool import Database
 from durable.store.runs import Park
+from durable.worker.dispatcher import Dispatcher
 from tests.harness import transactions
 from tests.harness.names import unique_name
 from tests.harness.postgres import PostgresServer
@@ -315,6 +318,48 @@ def test_a_rows_run_that_is_gone_stops_nobody(fulfil: Any, store: Store, session
     store.conn.execute("DELETE FROM durable.workflow_runs")
     assert outbox.deliver_next(store.conn, "default")
     assert not outbox.deliver_next(store.conn, "default")
+
+
+def test_what_cannot_be_delivered_keeps_nothing_behind_it_waiting(
+    fulfil: Any, store: Store, session: Session, database: Database
+) -> None:
+    run = fulfil.delay("o-42")
+    for payload in ("poison", "meat"):
+        run.send_event("approval", payload, transaction=session)
+    session.commit()
+    store.conn.execute(
+        "ALTER TABLE durable.workflow_events ADD CONSTRAINT no_poison"
+        " CHECK (payload::text <> '\"poison\"')"
+    )
+    rung: list[str] = []
+    dispatcher = Dispatcher(
+        database,
+        SimpleNamespace(ring=lambda bell: rung.append(bell.id)),  # type: ignore[arg-type]
+        namespace="default",
+        interval=1.0,
+        listen=False,
+        batch=10,
+        ring_again=20.0,
+        directory=list,
+        own_names=["shop.fulfil"],
+        late_error="{}",
+    )
+    try:
+        store.set(run.id, rung="false", available_at="now()")
+        dispatcher.tick()
+        waiting = store.conn.execute("SELECT payload FROM durable.outbox").fetchall()
+        delivered = store.conn.execute("SELECT payload FROM durable.workflow_events").fetchall()
+        assert (waiting, delivered, rung) == ([('"poison"',)], [('"meat"',)], [run.id])
+    finally:
+        dispatcher.recover()
+        store.conn.execute("ALTER TABLE durable.workflow_events DROP CONSTRAINT no_poison")
+
+
+def test_an_events_key_is_checked_by_the_sender(fulfil: Any, session: Session) -> None:
+    run = fulfil.delay("o-42")
+    for options in ({}, {"transaction": session}):
+        with pytest.raises(OptionError, match=r"idempotency_key='x.*1 to 255"):
+            run.send_event("approval", idempotency_key="x" * 3000, **options)
 
 
 def test_what_is_sent_to_no_run_leaves_the_transaction_usable(
