@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,7 @@ import durable
 from durable import Durable, Workflow
 from durable.errors import MissingRights, OptionError, RunEnded, RunNotFound
 from durable.store import dispatch, outbox, steps
+from durable.store.dispatch import Doorbell
 from durable.store.pool import Database
 from durable.store.runs import Park
 from durable.worker.dispatcher import Dispatcher
@@ -36,6 +37,7 @@ COUNT = "SELECT count(*) FROM durable.workflow_runs"
 def fulfil(store_url: str) -> Iterator[Any]:
     app = Celery("shop", broker="memory://", set_as_current=False)
     app.conf.durable_database_url = store_url  # goes before the environment
+    app.conf.task_default_queue = unique_name("queue")  # those of memory:// are the process's
     Durable(app)
 
     @app.task(shared=False, base=Workflow, name="shop.fulfil")
@@ -70,7 +72,8 @@ def count(store: Store) -> int:
 def depth(fulfil: Any) -> int:
     """Messages that the caller has published."""
     with fulfil.app.connection_for_write() as connection:
-        return int(connection.default_channel.queue_declare("celery", passive=False).message_count)
+        queue = fulfil.app.conf.task_default_queue
+        return int(connection.default_channel.queue_declare(queue).message_count)
 
 
 def due(store: Store) -> dispatch.Due:
@@ -102,6 +105,8 @@ def test_a_run_is_there_when_the_transaction_is_committed(
     )
     assert row["due_in"] <= 0
     assert depth(fulfil) == 0  # the dispatcher rings
+    fulfil.delay("o-43")
+    assert depth(fulfil) == 1
 
 
 def test_a_run_is_not_there_when_the_transaction_is_rolled_back(
@@ -320,6 +325,41 @@ def test_a_rows_run_that_is_gone_stops_nobody(fulfil: Any, store: Store, session
     assert not outbox.deliver_next(store.conn, "default")
 
 
+def dispatcher_of(database: Database, ring: Callable[[Doorbell], object]) -> Dispatcher:
+    return Dispatcher(
+        database,
+        SimpleNamespace(ring=ring),  # type: ignore[arg-type]
+        namespace="default",
+        interval=1.0,
+        listen=False,
+        batch=10,
+        ring_again=20.0,
+        directory=list,
+        own_names=["shop.fulfil"],
+        late_error="{}",
+    )
+
+
+def test_what_was_sent_without_a_worker_is_there_when_its_run_is_rung(
+    fulfil: Any, store: Store, session: Session, database: Database
+) -> None:
+    """Else a wait whose time has passed meanwhile would miss an event that came in time."""
+    run = fulfil.delay("o-42")
+    store.park(store.hold(run.id), Park("waiting", "event approval", delay=0.0))
+    run.send_event("approval", transaction=session)
+    session.commit()
+    there: list[int] = []
+
+    def ring(_: Doorbell) -> None:
+        row = store.conn.execute("SELECT count(*) FROM durable.workflow_events").fetchone()
+        there.extend(row or ())
+
+    dispatcher = dispatcher_of(database, ring)
+    dispatcher.tick()
+    dispatcher.recover()
+    assert there == [1]
+
+
 def test_what_cannot_be_delivered_keeps_nothing_behind_it_waiting(
     fulfil: Any, store: Store, session: Session, database: Database
 ) -> None:
@@ -332,18 +372,7 @@ def test_what_cannot_be_delivered_keeps_nothing_behind_it_waiting(
         " CHECK (payload::text <> '\"poison\"')"
     )
     rung: list[str] = []
-    dispatcher = Dispatcher(
-        database,
-        SimpleNamespace(ring=lambda bell: rung.append(bell.id)),  # type: ignore[arg-type]
-        namespace="default",
-        interval=1.0,
-        listen=False,
-        batch=10,
-        ring_again=20.0,
-        directory=list,
-        own_names=["shop.fulfil"],
-        late_error="{}",
-    )
+    dispatcher = dispatcher_of(database, lambda bell: rung.append(bell.id))
     try:
         store.set(run.id, rung="false", available_at="now()")
         dispatcher.tick()
