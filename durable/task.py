@@ -130,7 +130,20 @@ class Workflow(Task):
         return boundary.run_inline(self, self.durable, body, args, kwargs)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Start a run."""
+        """Start a run.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            **options: Celery's, and of ours ``deadline``; ``transaction``, in which the run is
+                written; ``idempotency_key``, for which there is one run, with
+                ``idempotency_ttl`` and ``idempotency_reuse`` (see docs/transactions.md).
+
+        Raises:
+            OptionError: an option that cannot be.
+            PayloadError: arguments that cannot be stored.
+            IdempotencyConflict: the key is that of a run with other arguments.
+        """
         _ = self.durable  # without one it would be a plain message, which no worker can take
         return super().apply_async(args, kwargs, **options)
 
