@@ -79,21 +79,27 @@ class Sent:
     reason: str | None
 
 
-_OLDEST = """
+_PENDING = """
 SELECT id::text, seq, kind, workflow_run_id::text, reason FROM durable.outbox
  WHERE namespace_id = %(namespace)s AND seq > %(after)s
- ORDER BY seq LIMIT 1
+ ORDER BY seq LIMIT %(most)s
 """
 
 
-def oldest(conn: Connection, namespace: str, after: int = 0) -> Sent | None:
-    """Look for the oldest row of the outbox behind number ``after``."""
-    row = conn.execute(_OLDEST, {"namespace": namespace, "after": after}).fetchone()
-    return None if row is None else Sent(*row)
+def pending(conn: Connection, namespace: str, *, after: int = 0, most: int = 100) -> list[Sent]:
+    """Look for what is to be delivered behind number ``after``, oldest first.
+
+    From there, as those before it have been delivered, and their dead rows
+    would be looked at again each time.
+    """
+    params = {"namespace": namespace, "after": after, "most": most}
+    return [Sent(*row) for row in conn.execute(_PENDING, params).fetchall()]
 
 
 # One row a transaction: of one that locked the rows of several runs, another
-# that ends a child and wakes its parent would be in the way.
+# that ends a child and wakes its parent would be in the way. Two dispatchers
+# that look at the same rows go through them side by side: the second waits for
+# the first at each, so what was sent to a run comes in order.
 _DELIVER = "SELECT durable.deliver_event(%(id)s)"
 
 _DELETE = "DELETE FROM durable.outbox WHERE id = %(id)s"
@@ -110,7 +116,7 @@ def deliver(conn: Connection, sent: Sent, namespace: str) -> None:
 
 def deliver_next(conn: Connection, namespace: str) -> bool:
     """Deliver the oldest row of the outbox. False: there is none."""
-    sent = oldest(conn, namespace)
-    if sent is not None:
+    found = pending(conn, namespace, most=1)
+    for sent in found:
         deliver(conn, sent, namespace)
-    return sent is not None
+    return bool(found)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from durable.start import Starter
     from durable.store.connections import Connection
     from durable.store.dispatch import Doorbell
+    from durable.store.outbox import Sent
     from durable.store.pool import Database
     from durable.store.workers import Peer
 
@@ -82,7 +83,8 @@ class Dispatcher(Duty):
             if self._listen:
                 self._conn.execute(f"LISTEN {runs.CHANNEL}")
             # First: an event of the time without a worker is to be there when its run is rung.
-            self._deliver()
+            while self._deliver():
+                pass
         more = True
         while more and not self.stopping:
             peers = self._directory()
@@ -132,25 +134,30 @@ class Dispatcher(Duty):
         return self._starter.routed(self._conn, doorbell)
 
     def _deliver(self) -> bool:
-        """Deliver from the outbox, up to a batch; whether something was.
+        """Deliver what is in the outbox, a batch at most; whether something was.
 
         What cannot be delivered stays, and keeps nothing behind it waiting.
         """
         assert self._conn is not None
-        delivered, after = 0, 0
-        while delivered < self._batch and not self.stopping:
-            sent = outbox.oldest(self._conn, self._namespace, after)
-            if sent is None:
-                break
-            try:
-                outbox.deliver(self._conn, sent, self._namespace)
-                delivered += 1
-            except Exception as exc:
-                if is_disconnect(exc):
-                    raise
-                logger.warning("%s for run %s is not delivered: %r", sent.kind, sent.run_id, exc)
+        delivered, after = False, 0
+        while not (delivered or self.stopping):
+            found = outbox.pending(self._conn, self._namespace, after=after, most=self._batch)
+            for sent in found:
+                delivered = self._deliver_one(self._conn, sent) or delivered
                 after = sent.seq
-        return delivered > 0
+            if len(found) < self._batch:
+                break
+        return delivered
+
+    def _deliver_one(self, conn: Connection, sent: Sent) -> bool:
+        try:
+            outbox.deliver(conn, sent, self._namespace)
+        except Exception as exc:
+            if is_disconnect(exc):
+                raise
+            logger.warning("%s for run %s is not delivered: %r", sent.kind, sent.run_id, exc)
+            return False
+        return True
 
     def _ring(self, doorbells: Sequence[Doorbell]) -> None:
         unrung: list[str] = []

@@ -364,7 +364,7 @@ def test_what_cannot_be_delivered_keeps_nothing_behind_it_waiting(
     fulfil: Any, store: Store, session: Session, database: Database
 ) -> None:
     run = fulfil.delay("o-42")
-    for payload in ("poison", "meat"):
+    for payload in (*["poison"] * 12, "meat"):  # more than a batch
         run.send_event("approval", payload, transaction=session)
     session.commit()
     store.conn.execute(
@@ -378,7 +378,7 @@ def test_what_cannot_be_delivered_keeps_nothing_behind_it_waiting(
         dispatcher.tick()
         waiting = store.conn.execute("SELECT payload FROM durable.outbox").fetchall()
         delivered = store.conn.execute("SELECT payload FROM durable.workflow_events").fetchall()
-        assert (waiting, delivered, rung) == ([('"poison"',)], [('"meat"',)], [run.id])
+        assert (waiting, delivered, rung) == ([('"poison"',)] * 12, [('"meat"',)], [run.id])
     finally:
         dispatcher.recover()
         store.conn.execute("ALTER TABLE durable.workflow_events DROP CONSTRAINT no_poison")

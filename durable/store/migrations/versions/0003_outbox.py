@@ -72,7 +72,9 @@ END $$
 
 # One event, from the outbox to its run. Two dispatchers both take the oldest
 # one; the second waits here for the first, so that the order is kept. The wake
-# comes first, as it locks the run: `seq` is then the order of the commits.
+# comes first, as it locks the run: `seq` is then the order of the commits. That
+# this commit may be forgotten in a crash of the server does no harm: the row is
+# then in the outbox again, and nobody has seen the event without a later commit.
 _DELIVER_EVENT = """
 CREATE FUNCTION durable.deliver_event(outbox_id uuid) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -82,6 +84,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN;
     END IF;
+    PERFORM set_config('synchronous_commit', 'off', true);
     PERFORM durable.wake(sent.workflow_run_id);
     INSERT INTO durable.workflow_events
            (id, workflow_run_id, namespace_id, event_type, payload, idempotency_key, received_at)
