@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+_CELERYS = "celery.contrib.django.task"
+
+
+def starts_after_commit(task: type) -> bool:
+    """Tell whether a task class has Celery's ``delay_on_commit``, and not the project's own."""
+    for each in task.__mro__:
+        if "delay_on_commit" in each.__dict__:
+            return each.__module__ == _CELERYS
+    return False
+
 
 class StartsInTransaction:
-    """Goes before `celery.contrib.django.task.DjangoTask` among a workflow's bases.
+    """Goes before `celery.contrib.django.task.DjangoTask` in the bases of workflows.
 
     Celery's own sends after the commit, and a process that dies in between
     has lost the message. Here the run is a row of the transaction, if that is

@@ -15,7 +15,7 @@ from durable import boundary, context
 from durable.backend import ConfirmedBackend
 from durable.durations import parse_seconds
 from durable.errors import ConfigurationError, OptionError, Parked, UnsupportedByDurable
-from durable.on_commit import StartsInTransaction
+from durable.on_commit import StartsInTransaction, starts_after_commit
 from durable.result import DurableResult
 from durable.steps import refuse_suspending
 from durable.store.runs import Park
@@ -91,9 +91,9 @@ class Workflow(Task):
         refuse_suspending(cls.run, "a workflow")
         app = cls.__dict__.get("app")
         if app is not None and not issubclass(cls, app.Task):
-            # Django's class has a way to start after the commit; ours goes before it.
-            outbox = (StartsInTransaction,) if hasattr(app.Task, "delay_on_commit") else ()
-            cls.__bases__ = (*cls.__bases__, *outbox, app.Task)
+            cls.__bases__ = (*cls.__bases__, app.Task)
+        if starts_after_commit(cls):
+            cls.__bases__ = (StartsInTransaction, *cls.__bases__)
 
     @classmethod
     def on_bound(cls, app: Any) -> None:

@@ -6,10 +6,10 @@ Its broker takes no message: what it starts is for the dispatchers to ring.
 from __future__ import annotations
 
 import os
-import sys
 
 import django
 from celery import Celery
+from celery.contrib.django.task import DjangoTask
 from django.conf import settings
 from sqlalchemy import make_url
 
@@ -46,6 +46,16 @@ Durable(app)
 def echo(value: object) -> object: ...
 
 
+class ShopTask(Workflow, DjangoTask):
+    """The project's own class, which names Django's itself."""
+
+    abstract = True
+
+
+@app.task(base=ShopTask, name="outbox.slow", shared=False)
+def of_own_class(value: object) -> object: ...
+
+
 class Stop(Exception):
     """Ends a block of a transaction."""
 
@@ -60,12 +70,13 @@ if __name__ == "__main__":
         echo.apply_async(("rolled back",), transaction=connection)
         raise Stop
     with transaction.atomic():
+        # What is to come after the commit does not come, Celery's own way of starting included.
+        transaction.on_commit(lambda: os._exit(3))
         echo.delay_on_commit("on commit")
+        of_own_class.delay_on_commit("of a class of its own")
         echo.apply_async_on_commit(("on commit, with a key",), idempotency_key="k")
         with suppress(Stop), transaction.atomic():
             echo.delay_on_commit("in a savepoint")
             raise Stop
         run = echo.apply_async(("transaction=",), transaction=connection)
         print(run.id, flush=True)  # noqa: T201
-    sys.stdout.flush()
-    os._exit(3)  # nothing that was to come after the commit would come
