@@ -21,6 +21,7 @@ _ALL = {
     "idle": ("An idle worker", True),
     "fan_out": ("A fan-out over two workers (Redis, prefork 1 each)", True),
     "events": ("An event, to an idle worker", True),
+    "outbox": ("Starts in transactions (Redis, prefork 2)", True),
     "throughput": ("Through a worker (Redis, prefork 2)", True),
 }
 

@@ -16,12 +16,14 @@ from durable.context import (
 from durable.errors import (
     CircuitOpen,
     EventTimeout,
+    IdempotencyConflict,
     PermanentError,
     RecoverableError,
     TransientError,
 )
 from durable.fan_out import fan_out, gather
 from durable.masking import Secret
+from durable.start_many import start_many
 from durable.steps import run_step, step
 from durable.task import Workflow, workflow
 from durable.waiting import send_event, sleep, sleep_until, wait_for_event
@@ -31,6 +33,7 @@ __all__ = [
     "CircuitOpen",
     "Durable",
     "EventTimeout",
+    "IdempotencyConflict",
     "PermanentError",
     "RecoverableError",
     "Secret",
@@ -50,6 +53,7 @@ __all__ = [
     "set_progress",
     "sleep",
     "sleep_until",
+    "start_many",
     "step",
     "uuid4",
     "wait_for_event",

@@ -26,17 +26,19 @@ from durable.errors import (
     StoreError,
 )
 from durable.execution import SENDING, Services
+from durable.keys import check_key
 from durable.lease import Lease
 from durable.masking import Mask
+from durable.outbox import Outbox
 from durable.result import DurableGroupResult, DurableResult
 from durable.start import Starter
 from durable.steps import Step
-from durable.store import events, queries, runs
+from durable.store import events, outbox, queries, runs
 from durable.store.events import NewEvent
 from durable.store.pool import Database
 from durable.store.sessions import Sessions
 from durable.task import Workflow
-from durable.waiting import check_event_type, check_idempotency_key
+from durable.waiting import check_event_type
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -128,6 +130,11 @@ class Durable:
     def sessions(self) -> Sessions:
         """SQLAlchemy sessions for `durable.session()`."""
         return Sessions(self.database, self.settings.pool_size)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """What makes ``transaction=`` of a call usable."""
+        return Outbox(lambda: self.database)
 
     @cached_property
     def codec(self) -> Codec:
@@ -264,11 +271,17 @@ class Durable:
         payload: Any = None,
         *,
         idempotency_key: str | None = None,
+        transaction: object = None,
     ) -> str:
         """Send an event to a run; see `durable.send_event`."""
         check_event_type(event_type)
-        check_idempotency_key(idempotency_key)
+        if idempotency_key is not None:
+            check_key(idempotency_key)
         run_id = queries.checked_run_id(run_id)
+        if transaction is not None:
+            caller = self.outbox.caller(transaction)
+            event = self._event(run_id, event_type, payload, idempotency_key)
+            return caller.call(outbox.put_event, event)
         execution = context.running.get()
         if execution is not None and not (execution.in_step or execution.journal.inline):
             send = partial(self._send_event, run_id, event_type, payload, idempotency_key)
@@ -279,9 +292,15 @@ class Durable:
     def _send_event(
         self, run_id: str, event_type: str, payload: Any, idempotency_key: str | None
     ) -> str:
+        event = self._event(run_id, event_type, payload, idempotency_key)
+        return self.database.call(events.send, event)
+
+    def _event(
+        self, run_id: str, event_type: str, payload: Any, idempotency_key: str | None
+    ) -> NewEvent:
         execution = context.running.get()
         inline = execution is None or execution.journal.inline
-        event = NewEvent(
+        return NewEvent(
             id=self.clock.uuid() if execution is None or inline else execution.new_task_id(),
             run_id=run_id,
             namespace=self.settings.namespace,
@@ -289,7 +308,6 @@ class Durable:
             payload=self.codec.encode(payload, f"the payload of event {event_type!r}"),
             idempotency_key=idempotency_key,
         )
-        return self.database.call(events.send, event)
 
     def erase(
         self,

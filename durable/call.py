@@ -6,20 +6,22 @@ import difflib
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from celery.app.routes import MapRoute
 from celery.utils import uuid as celery_uuid
 from kombu.utils.json import dumps as dump_message
 from kombu.utils.json import loads as load_message
 
 from durable import context, stored_message
 from durable.durations import LONGEST, parse_seconds
-from durable.errors import OptionError
+from durable.errors import OptionError, PayloadError
 from durable.handles import WAITER
+from durable.keys import EXACTLY_ONCE, key_of, refuse_in_canvas
 from durable.masking import HIDDEN
-from durable.store.runs import NewRun
+from durable.store.runs import Key, NewRun
 from durable.stored_message import CANVAS
 
 if TYPE_CHECKING:
@@ -53,13 +55,12 @@ KEPT = (
     "stamped_headers",
 )
 
-_LATER = ("idempotency_key", "transaction")
 
 #: What `apply_async` acts on.
 _CALL_OPTIONS = frozenset(
     {
         *KEPT,
-        *_LATER,
+        *EXACTLY_ONCE,
         *CANVAS,
         "add_to_parent",
         "args",
@@ -124,9 +125,7 @@ class Preparer:
         durable, options = self._durable, call.options
         _refuse(options)
         run_id = _checked_id(options.get("task_id") or celery_uuid())
-        what = f"the arguments of {call.task.name!r}"
-        _check_arguments(call)
-        text = durable.codec.encode({"args": list(call.args), "kwargs": dict(call.kwargs)}, what)
+        text = self._input(call)
         message = self._message(call)
         waiter = _waiter(message)
         queue = self._route(call, message)
@@ -150,6 +149,66 @@ class Preparer:
             subject=_subject(options),
         )
         return run, message
+
+    def _input(self, call: Call) -> str:
+        _check_arguments(call)
+        what = f"the arguments of {call.task.name!r}"
+        given = {"args": list(call.args), "kwargs": dict(call.kwargs)}
+        return self._durable.codec.encode(given, what)
+
+    def prepare_like(self, model: NewRun, call: Call) -> NewRun:
+        """Make the row of a call that differs from ``model``'s in id and arguments only.
+
+        Raises:
+            PayloadError: arguments that cannot be stored.
+        """
+        if any(not isinstance(each, MapRoute) for each in self._app.amqp.routes):
+            return self.prepare(call, publish=False)[0]  # a function may look at the arguments
+        message = load_message(model.message)
+        for name in ("argsrepr", "kwargsrepr"):
+            if call.options.get(name) is None:
+                message.pop(name, None)
+        text = self._input(call)
+        self._show_arguments(call, message)
+        return replace(model, id=call.options["task_id"], input=text, message=dump_message(message))
+
+    def key(self, call: Call, run: NewRun) -> Key | None:
+        """Read the idempotency key of a call; None: it has none.
+
+        Raises:
+            OptionError: it is no key.
+        """
+        return key_of(call.options, run.input, self._durable.settings.idempotency_ttl)
+
+    def route(
+        self, task: Workflow, text: str, *, queue: str | None, priority: int | None
+    ) -> dict[str, Any]:
+        """Make what `runs.route` stores of a run that was started by SQL.
+
+        Args:
+            task: its task.
+            text: its input, JSON text.
+            queue: that the start has named; None: the task's own.
+            priority: likewise.
+        """
+        given = {"queue": queue, "priority": priority}
+        try:
+            arguments = self._durable.codec.decode(text)
+        except PayloadError:  # the claim will say so
+            arguments = {"args": [], "kwargs": {}}
+        options = {
+            **_given(task._get_exec_options()),  # noqa: SLF001 - as Celery does
+            **_given(given),
+        }
+        call = Call(task, arguments["args"], arguments["kwargs"], options)
+        message = self._message(call)
+        queue = self._route(call, message)
+        return {
+            "message": dump_message(message),
+            "queue": queue,
+            "tail": self._has_tail(call),
+            "deadline": _seconds(task.deadline, "deadline"),
+        }
 
     def _message(self, call: Call) -> dict[str, Any]:
         options, conf = call.options, self._app.conf
@@ -257,6 +316,10 @@ class Preparer:
         return not ignored and self._durable.has_backend
 
 
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in options.items() if each is not None}
+
+
 def _waiter(message: dict[str, Any]) -> str | None:
     """Take out of the headers which run waits for the outcome."""
     headers = dict(message.get("headers") or {})
@@ -303,9 +366,8 @@ def _check_arguments(call: Call) -> None:
 
 
 def _refuse(options: Mapping[str, Any]) -> None:
-    for key in _LATER:
-        if options.get(key) is not None:
-            raise OptionError(f"{key}= is not available in this version")
+    for key in CANVAS:
+        refuse_in_canvas(options.get(key))
     # Celery takes any option and gives it to the broker as a property of the
     # message, so only those are refused that look like one we would act on.
     for key in options.keys() - _CALL_OPTIONS - set(options.get("stamped_headers") or ()):

@@ -118,6 +118,12 @@ class Settings:
         default=1_048_576,
         unit="bytes",
     )
+    idempotency_ttl: float = _setting(
+        accept.seconds(0, 315_576_000),
+        "How long after the end of its run an idempotency key stays taken.",
+        default=604_800.0,
+        unit="s",
+    )
     exception_modules: tuple[str, ...] = _setting(
         accept.modules(),
         "Packages, beside the tasks' own, whose stored exceptions are rebuilt by import.",

@@ -5,6 +5,7 @@
     DurableError
     ├── ConfigurationError        a setting is missing, unknown or ill-typed
     ├── OptionError               an option of a workflow, step or call is wrong
+    ├── IdempotencyConflict       the key stands for a run with another input
     ├── PayloadError              a value cannot be stored as it is
     ├── EncryptionError           a stored value cannot be decrypted here
     ├── NotInWorkflow             a verb was called outside a run
@@ -23,6 +24,7 @@
     │   ├── DatabaseUnavailable   no connection to Postgres
     │   ├── DatabaseReadOnly      a standby, or default_transaction_read_only
     │   ├── MissingRights         the role may not do it
+    │   ├── PartlyStarted         start_many was interrupted between two chunks
     │   ├── SchemaTooOld          the schema is missing or older than this code
     │   └── SchemaTooNew          the schema asks for newer code than this
     └── retry classes, for user code to raise
@@ -37,6 +39,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from celery.exceptions import ImproperlyConfigured, Retry
 
 
@@ -50,6 +54,34 @@ class ConfigurationError(DurableError, ImproperlyConfigured):
 
 class OptionError(DurableError, TypeError):
     """An option of a workflow, a step or a call is unknown or has a wrong value."""
+
+
+class IdempotencyConflict(DurableError):
+    """The idempotency key stands for a run that was started with another input.
+
+    Attributes:
+        run_id: id of that run.
+
+    Example:
+        >>> @durable.workflow
+        ... def fulfil(order_id: str, cents: int) -> str:
+        ...     return f"{order_id} for {cents}"
+        >>> first = fulfil.apply_async(("o-42", 990), idempotency_key="o-42")
+        >>> fulfil.apply_async(("o-42", 990), idempotency_key="o-42").id == first.id
+        True
+        >>> try:
+        ...     fulfil.apply_async(("o-42", 880), idempotency_key="o-42")
+        ... except durable.IdempotencyConflict as conflict:
+        ...     conflict.run_id == first.id
+        True
+    """
+
+    def __init__(self, message: str, run_id: str = "") -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return IdempotencyConflict, (str(self), self.run_id)
 
 
 class PayloadError(DurableError, ValueError):
@@ -157,6 +189,18 @@ class DatabaseReadOnly(StoreError):
 
 class MissingRights(StoreError, PermissionError):
     """The database role lacks a right that the package needs."""
+
+
+class PartlyStarted(StoreError):
+    """`durable.start_many` was interrupted: whole chunks of runs are started, the rest is not.
+
+    Attributes:
+        started: handles of the runs that are, in the order of the items.
+    """
+
+    def __init__(self, message: str, started: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.started = started
 
 
 class SchemaTooOld(StoreError):

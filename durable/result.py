@@ -230,15 +230,24 @@ class DurableResult(AsyncResult):
         return bool(found)
 
     def send_event(
-        self, event_type: str, payload: Any = None, *, idempotency_key: str | None = None
+        self,
+        event_type: str,
+        payload: Any = None,
+        *,
+        idempotency_key: str | None = None,
+        transaction: object = None,
     ) -> str:
         """Send an event to the run; see `durable.send_event`.
 
         Returns:
-            The id of the event, once it is committed.
+            The id of the event, once it is committed, or is to be with ``transaction``.
         """
         return self._durable.send_event(
-            self.id, event_type, payload, idempotency_key=idempotency_key
+            self.id,
+            event_type,
+            payload,
+            idempotency_key=idempotency_key,
+            transaction=transaction,
         )
 
     def events(self) -> list[EventRow]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import OperationalError
@@ -20,6 +21,8 @@ from durable.beat import id_of_entry
 from durable.call import KEPT, SUBJECT, Call, Preparer
 from durable.errors import OptionError
 from durable.handles import send_once
+from durable.keys import EXACTLY_ONCE, conflict, refuse_with_id
+from durable.outbox import refuse_in_body
 from durable.publisher import Publisher
 from durable.store import outcomes, queries, runs
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult
 
     from durable.app import Durable
+    from durable.outbox import Caller
+    from durable.store.connections import Connection
     from durable.store.dispatch import Doorbell
     from durable.task import Workflow
 
@@ -76,6 +81,7 @@ class Starter:
         **options: Any,
     ) -> AsyncResult[Any]:
         """Start a task; in the body of a workflow once, however often that replays."""
+        self._check_exactly_once(name, options)
         if _rows.get() is not None:
             return self._send(name, args, kwargs, options)
         handle: AsyncResult[Any] = send_once(
@@ -111,6 +117,36 @@ class Starter:
             options = {**own, **options}
         return self._start(Call(task, args or (), kwargs or {}, options))
 
+    def _check_exactly_once(self, name: str, options: Mapping[str, Any]) -> None:
+        """Refuse what a key or a transaction cannot go with, before an id is derived."""
+        refuse_with_id(options)
+        given = [key for key in EXACTLY_ONCE if options.get(key) is not None]
+        if not given:
+            return
+        task = options.get("task_type") or self._app._tasks.get(name)  # noqa: SLF001
+        if not _is_workflow(task):
+            what = "is not registered in this process" if task is None else "is a plain task"
+            raise OptionError(f"{given[0]}= is for workflows, and {name!r} {what}")
+        if self._durable.settings.accept_only:
+            raise OptionError(
+                f"{given[0]}= needs the run to be written by this process, and durable_accept_only"
+                " has it send ordinary messages: finish the rolling deploy first"
+            )
+        refuse_in_body(given[0])
+
+    def routed(self, conn: Connection, doorbell: Doorbell) -> Doorbell:
+        """Find, and store, the way of a run that was started by SQL: the task's own."""
+        text, queue, priority = runs.unrouted(conn, doorbell.id)
+        task = self._app.tasks[doorbell.name]
+        route = self._preparer.route(task, text, queue=queue, priority=priority)
+        runs.route(conn, doorbell.id, **route)
+        return replace(doorbell, message=route["message"])
+
+    @property
+    def preparer(self) -> Preparer:
+        """What makes rows of calls."""
+        return self._preparer
+
     def ring(self, doorbell: Doorbell) -> None:
         """Publish the message of a run that is in Postgres.
 
@@ -120,7 +156,7 @@ class Starter:
         Raises:
             OperationalError: the broker did not take it in ``durable_publish_timeout``.
         """
-        options = load_message(doorbell.message)
+        options = load_message(doorbell.message or "{}")
         if doorbell.woken:
             options = priorities.ahead(
                 options, self._durable.settings.wake_priority, self._publisher.driver
@@ -171,23 +207,46 @@ class Starter:
             row, _ = self._preparer.prepare(call, publish=False)
             rows.append(row)
             return self._result(call, row.id)
-        run, message = self._preparer.prepare(call, publish=durable.broker_answers())
-        created = durable.database.call(runs.insert, run)
-        result = self._result(call, run.id)
-        if not created:
-            self._check_same(run)
-            if run.parent is not None and run.reports:
-                tells = durable.database.call(outcomes.tells, run.id, run.parent)
-                result.durable_of_others = not tells
-        elif run.rung:
+        caller = durable.outbox.caller(call.options.get("transaction"))
+        publish = caller.commits and durable.broker_answers()
+        run, message = self._preparer.prepare(call, publish=publish)
+        key = self._preparer.key(call, run)
+        if key is not None:
+            run_id = self._insert_keyed(caller, run, key)
+        else:
+            run_id = run.id
+            if not caller.call(runs.insert, run):
+                return self._started_before(call, caller, run)
+        result = self._result(call, run_id)
+        if run.rung and run_id == run.id:
             self._ring_first(call, run.id, message)
         return result
 
-    def _check_same(self, run: runs.NewRun) -> None:
+    def _insert_keyed(self, caller: Caller, run: runs.NewRun, key: runs.Key) -> str:
+        """Accept a run, or find the one that its key stands for; the id.
+
+        Raises:
+            IdempotencyConflict: that one has another input.
+        """
+        run_id, same = caller.call(runs.insert_keyed, run, key)
+        if not same:
+            theirs = caller.call(queries.input_of, run_id)
+            raise conflict(run, key, run_id, theirs or "null", self._durable.codec)
+        return run_id
+
+    def _started_before(self, call: Call, caller: Caller, run: runs.NewRun) -> AsyncResult[Any]:
+        """Return the handle of a run that is there already under this id."""
+        self._check_same(caller, run)
+        result = self._result(call, run.id)
+        if run.parent is not None and run.reports:
+            result.durable_of_others = not caller.call(outcomes.tells, run.id, run.parent)
+        return result
+
+    def _check_same(self, caller: Caller, run: runs.NewRun) -> None:
         """A second call with an id is the same call again, but not if it is for another task."""
-        existing = self._durable.database.call(queries.get, run.id, run.namespace)
-        if existing is None or existing.name != run.name:
-            theirs = "another namespace" if existing is None else f"workflow {existing.name!r}"
+        name = caller.call(queries.name_of, run.id, run.namespace)
+        if name != run.name:
+            theirs = "another namespace" if name is None else f"workflow {name!r}"
             raise OptionError(
                 f"task_id={run.id!r} is the id of a run of {theirs} already, it cannot also be one"
                 f" of {run.name!r}"
@@ -266,3 +325,9 @@ class Starter:
         if options.get("add_to_parent", True) and parent:
             parent.add_trail(result)
         return result
+
+
+def _is_workflow(task: object) -> bool:
+    from durable.task import Workflow
+
+    return isinstance(task, Workflow)

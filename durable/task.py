@@ -16,6 +16,7 @@ from durable.backend import ConfirmedBackend
 from durable.coroutines import entering
 from durable.durations import parse_seconds
 from durable.errors import ConfigurationError, OptionError, Parked, UnsupportedByDurable
+from durable.on_commit import StartsInTransaction, starts_after_commit
 from durable.result import DurableResult
 from durable.steps import is_async, refuse_suspending
 from durable.store.runs import Park
@@ -99,6 +100,8 @@ class Workflow(Task):
         app = cls.__dict__.get("app")
         if app is not None and not issubclass(cls, app.Task):
             cls.__bases__ = (*cls.__bases__, app.Task)
+        if starts_after_commit(cls):
+            cls.__bases__ = (StartsInTransaction, *cls.__bases__)
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
@@ -143,7 +146,20 @@ class Workflow(Task):
         return True
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Start a run."""
+        """Start a run.
+
+        Args:
+            args: positional arguments.
+            kwargs: keyword arguments.
+            **options: Celery's, and of ours ``deadline``; ``transaction``, in which the run is
+                written; ``idempotency_key``, for which there is one run, with
+                ``idempotency_ttl`` and ``idempotency_reuse`` (see docs/transactions.md).
+
+        Raises:
+            OptionError: an option that cannot be.
+            PayloadError: arguments that cannot be stored.
+            IdempotencyConflict: the key is that of a run with other arguments.
+        """
         _ = self.durable  # without one it would be a plain message, which no worker can take
         return super().apply_async(args, kwargs, **options)
 

@@ -144,7 +144,12 @@ def wait_for_event(
 
 
 def send_event(
-    run_id: str, event_type: str, payload: Any = None, *, idempotency_key: str | None = None
+    run_id: str,
+    event_type: str,
+    payload: Any = None,
+    *,
+    idempotency_key: str | None = None,
+    transaction: object = None,
 ) -> str:
     """Send an event to a run of the current app.
 
@@ -159,6 +164,8 @@ def send_event(
         payload: anything the codec can store.
         idempotency_key: of several events of a run with one key only the first
             counts; text of 1 to 255 characters.
+        transaction: a transaction of yours in the same database: the event is sent
+            if and only if that is committed (see docs/transactions.md).
 
     Returns:
         The id of the event; for a repeated key, that of the first.
@@ -186,7 +193,9 @@ def send_event(
             "durable.send_event() needs a Celery app with Durable(app): import your app's module"
             " first, or use app.durable.send_event(...)"
         )
-    sent: str = durable.send_event(run_id, event_type, payload, idempotency_key=idempotency_key)
+    sent: str = durable.send_event(
+        run_id, event_type, payload, idempotency_key=idempotency_key, transaction=transaction
+    )
     return sent
 
 
@@ -360,12 +369,6 @@ _LONGEST_NAME = 255
 def check_event_type(event_type: object) -> None:
     """Refuse what is no name."""
     _check_name(event_type, "the type of an event")
-
-
-def check_idempotency_key(key: object) -> None:
-    """Refuse what is no key. None: there is none."""
-    if key is not None:
-        _check_name(key, "the idempotency_key of an event")
 
 
 def _check_name(name: object, what: str) -> None:

@@ -13,12 +13,13 @@ class Doorbell:
     """A message to publish for a run.
 
     Attributes:
+        message: its options; None: nobody knows the way yet, it was started by SQL.
         woken: whether the run was claimed before: it goes ahead of new ones.
     """
 
     id: str
     name: str
-    message: str
+    message: str | None
     woken: bool = False
 
 
@@ -31,12 +32,14 @@ class Due:
         cascades: canceled runs whose tied children are still to be canceled.
         more: whether the batch was full.
         next_in: seconds until the next timer that is known now; None: none.
+        outbox: whether there is something to deliver.
     """
 
     doorbells: Sequence[Doorbell]
     cascades: Sequence[str]
     more: bool
     next_in: float | None
+    outbox: bool = False
 
 
 # `< 'infinity'` is what makes the partial index fit: without it each look read
@@ -48,6 +51,8 @@ class Due:
 #          message just waits its turn. Its age doubles the pause, so that a
 #          task's rate limit does not collect messages without end.
 # Only names that a live worker has registered are rung; the rest wait, visible.
+# A run without a message was started by SQL, and only who has the task knows
+# the way to its queue.
 # What a run is judged by comes out of the locking SELECTs: they return the row
 # as it was locked. Looked up again by id it was the statement's snapshot, and a
 # cancel committed between the two was undone.
@@ -60,6 +65,7 @@ WITH fresh AS MATERIALIZED (
      WHERE namespace_id = %(namespace)s AND NOT rung
        AND available_at <= now() AND available_at < 'infinity'
        AND (workflow_name = ANY(%(names)s)
+            AND (message IS NOT NULL OR workflow_name = ANY(%(own_names)s))
             OR ((deadline_at <= now() OR expires_at <= now())
                 AND status <> ALL ('{succeeded,failed,canceled}')))
      ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
@@ -68,6 +74,7 @@ WITH fresh AS MATERIALIZED (
      WHERE namespace_id = %(namespace)s AND rung
        AND available_at <= now() AND available_at < 'infinity'
        AND (   (workflow_name = ANY(%(names)s)
+                AND (message IS NOT NULL OR workflow_name = ANY(%(own_names)s))
                 AND (queue = ANY(%(idle_queues)s) OR (queue IS NULL AND %(idle)s)))
             OR ((deadline_at <= now() OR expires_at <= now())
                 AND status <> ALL ('{succeeded,failed,canceled}')))
@@ -89,7 +96,8 @@ WITH fresh AS MATERIALIZED (
            attempt = r.attempt + CASE WHEN late AND NOT ended THEN 1 ELSE 0 END,
            tail = r.tail OR (late AND NOT expired),
            rung_at = CASE WHEN r.rung THEN r.rung_at ELSE now() END,
-           rung = (ended OR r.tail OR NOT expired) AND r.workflow_name = ANY(%(names)s),
+           rung = (ended OR r.tail OR NOT expired) AND r.workflow_name = ANY(%(names)s)
+                  AND (r.message IS NOT NULL OR r.workflow_name = ANY(%(own_names)s)),
            available_at = CASE
                WHEN expired AND NOT ended AND NOT r.tail THEN 'infinity'
                ELSE least(now() + greatest(make_interval(secs => %(ring_again)s),
@@ -104,7 +112,9 @@ UNION ALL
 SELECT id::text, NULL, NULL, NULL FROM durable.workflow_runs
  WHERE namespace_id = %(namespace)s AND cascades
 UNION ALL
-SELECT NULL, (SELECT count(*)::text FROM due), (
+SELECT CASE WHEN EXISTS (SELECT FROM durable.outbox WHERE namespace_id = %(namespace)s)
+            THEN 'outbox' END,
+       (SELECT count(*)::text FROM due), (
     SELECT extract(epoch FROM min(available_at) - now())::text FROM durable.workflow_runs
      WHERE namespace_id = %(namespace)s AND NOT rung
        AND available_at > now() AND available_at < 'infinity'), NULL
@@ -116,17 +126,23 @@ def due(
     namespace: str,
     *,
     names: Sequence[str],
+    own_names: Sequence[str] | None = None,
     idle_queues: Sequence[str],
     batch: int,
     ring_again: float,
     late_error: str,
 ) -> Due:
-    """Take up to ``batch`` due runs, mark them rung, return what to publish."""
+    """Take up to ``batch`` due runs, mark them rung, return what to publish.
+
+    ``names`` are the workflows that some live worker has, ``own_names`` those
+    of this process; None: the same.
+    """
     rows = conn.execute(
         _DUE,
         {
             "namespace": namespace,
             "names": list(names),
+            "own_names": list(names if own_names is None else own_names),
             "idle_queues": list(idle_queues),
             "idle": bool(idle_queues),
             "batch": batch,
@@ -134,10 +150,11 @@ def due(
             "late": late_error,
         },
     ).fetchall()
-    *found, (_, count, next_in, _) = rows
+    *found, (outbox, count, next_in, _) = rows
     return Due(
         [Doorbell(*row) for row in found if row[1] is not None],
         [row[0] for row in found if row[1] is None],
         more=int(count) >= batch,
         next_in=None if next_in is None else float(next_in),
+        outbox=outbox is not None,
     )

@@ -115,12 +115,21 @@ def send(conn: Connection, event: NewEvent) -> str:
     )
 
 
+# Those in the outbox are sent, too: they are committed, and delivered any moment.
 _OF_RUN = """
-SELECT e.id::text, e.event_type AS type, e.payload, e.idempotency_key, e.received_at,
-       e.consumed_at, e.consumed_branch AS branch, e.consumed_ordinal AS ordinal, e.error
-  FROM durable.workflow_events e
- WHERE e.workflow_run_id = %(id)s AND e.namespace_id = %(namespace)s
- ORDER BY e.seq
+SELECT id, type, payload, idempotency_key, received_at, consumed_at, branch, ordinal, error
+  FROM (SELECT e.id::text, e.event_type AS type, e.payload, e.idempotency_key, e.received_at,
+               e.consumed_at, e.consumed_branch AS branch, e.consumed_ordinal AS ordinal, e.error,
+               0 AS place, e.seq
+          FROM durable.workflow_events e
+         WHERE e.workflow_run_id = %(id)s AND e.namespace_id = %(namespace)s
+         UNION ALL
+        SELECT o.id::text, o.event_type, o.payload, o.idempotency_key, o.created_at,
+               NULL, NULL, NULL, NULL, 1, o.seq
+          FROM durable.outbox o
+         WHERE o.workflow_run_id = %(id)s AND o.namespace_id = %(namespace)s AND o.kind = 'event'
+       ) sent
+ ORDER BY place, seq
 """
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 #: The newest migration that this code knows.
-HEAD = "0003"
+HEAD = "0004"
 
 #: Raised when a migration makes older code unsafe; the migration then writes
 #: the least version that may still run into ``schema_info``.
@@ -144,8 +144,10 @@ def role_sql(role: str) -> str:
 GRANT USAGE ON SCHEMA durable TO {quoted};
 GRANT SELECT, INSERT, UPDATE, DELETE
    ON durable.workflow_runs, durable.step_attempts, durable.workflow_events, durable.fan_outs,
-      durable.circuit_breakers, durable.run_actions, durable.workers TO {quoted};
+      durable.circuit_breakers, durable.run_actions, durable.idempotency_keys, durable.outbox,
+      durable.workers TO {quoted};
 GRANT SELECT ON durable.schema_info, durable.alembic_version TO {quoted};
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA durable TO {quoted};
 """
 
 

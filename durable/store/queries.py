@@ -132,7 +132,28 @@ def outcome(conn: Connection, run_id: str, namespace: str) -> Outcome | None:
     )
 
 
-_NAMESPACE = "SELECT namespace_id FROM durable.workflow_runs WHERE id = %(id)s"
+_NAME = """
+SELECT workflow_name FROM durable.workflow_runs
+ WHERE id = %(id)s::uuid AND namespace_id = %(namespace)s
+"""
+
+
+def name_of(conn: Connection, run_id: str, namespace: str) -> str | None:
+    """Tell of which workflow a run of the namespace is."""
+    row: tuple[str] | None = conn.execute(_NAME, {"id": run_id, "namespace": namespace}).fetchone()
+    return None if row is None else row[0]
+
+
+_INPUT = "SELECT input::text FROM durable.workflow_runs WHERE id = %(id)s::uuid"
+
+
+def input_of(conn: Connection, run_id: str) -> str | None:
+    """Load what a run was started with, as JSON text."""
+    row: tuple[str | None] | None = conn.execute(_INPUT, {"id": run_id}).fetchone()
+    return None if row is None else row[0]
+
+
+_NAMESPACE = "SELECT namespace_id FROM durable.workflow_runs WHERE id = %(id)s::uuid"
 
 
 def namespace_of(conn: Connection, run_id: str) -> str | None:

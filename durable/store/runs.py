@@ -78,19 +78,25 @@ class Claim(NamedTuple):
 # A run is accepted when this is committed. A repeat after a lost answer finds
 # its own row; so does the second of two beats that start one entry.
 # `available_at` of a run whose message is about to be published is the time
-# at which the dispatcher starts to doubt that the message lives. A due time
-# close by is announced, as the dispatcher may sleep past it.
-_INSERT = """
+# at which the dispatcher starts to doubt that the message lives. What is for
+# the dispatcher to ring, now or soon, is announced with the commit, as it may
+# sleep past it. Parameters are cast: the connection may be somebody else's,
+# whose driver gives texts a type.
+_INSERT_INTO = """
 INSERT INTO durable.workflow_runs
        (id, namespace_id, workflow_name, status, input, message, queue, rung, rung_at, tail,
         parent_run_id, reports, on_parent_cancel, fan_out_id, fan_index, held, subject,
         available_at, deadline_at, expires_at)
-VALUES (%(id)s, %(namespace)s, %(name)s,
+"""
+
+_NEW_ROW = """
+       %(id)s::uuid, %(namespace)s, %(name)s,
         CASE WHEN %(held)s THEN 'waiting' WHEN %(delay)s::float8 IS NULL THEN 'pending'
              ELSE 'sleeping' END,
-        %(input)s, %(message)s, %(queue)s, %(rung)s,
+        %(input)s::json, %(message)s::json, %(queue)s, %(rung)s,
         CASE WHEN %(rung)s THEN now() END, %(tail)s,
-        %(parent)s, %(reports)s, %(on_parent_cancel)s, %(fan_out)s, %(fan_index)s, %(held)s,
+        %(parent)s::uuid, %(reports)s, %(on_parent_cancel)s, %(fan_out)s::uuid,
+        %(fan_index)s::integer, %(held)s,
         %(subject)s,
         least(CASE WHEN %(held)s THEN 'infinity' ELSE
                   now() + make_interval(secs => coalesce(%(delay)s::float8,
@@ -98,18 +104,145 @@ VALUES (%(id)s, %(namespace)s, %(name)s,
               now() + make_interval(secs => %(deadline)s::float8),
               now() + make_interval(secs => %(expires)s::float8)),
         now() + make_interval(secs => %(deadline)s::float8),
-        now() + make_interval(secs => %(expires)s::float8))
-ON CONFLICT (id) DO NOTHING
-RETURNING CASE WHEN %(delay)s::float8 < 5 THEN pg_notify('durable', namespace_id) END
+        now() + make_interval(secs => %(expires)s::float8)
 """
+
+_ANNOUNCED = """
+ON CONFLICT (id) DO NOTHING
+RETURNING CASE WHEN NOT (rung OR held) AND available_at < now() + interval '5 seconds'
+               THEN pg_notify('durable', namespace_id) END
+"""
+
+_INSERT = f"{_INSERT_INTO} VALUES ({_NEW_ROW}) {_ANNOUNCED}"
 
 _insert = Prepared("durable_insert", _INSERT)
 
 
 def insert(conn: Connection, run: NewRun) -> bool:
     """Accept a run. False: a run of that id was there already."""
-    params = {field: getattr(run, field) for field in NewRun.__slots__}
-    return _insert.changed(conn, params) == 1
+    return _insert.changed(conn, _params(run)) == 1
+
+
+def _params(run: NewRun) -> dict[str, Any]:
+    return {field: getattr(run, field) for field in NewRun.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An idempotency key of a start call.
+
+    Attributes:
+        plain: JSON text of the input, by which calls are compared.
+        ttl: seconds from the end of the run for which the key stays taken.
+        reuse: when this call may take a key that was taken before:
+            ``after_ttl``, ``after_failure`` or ``after_end``.
+    """
+
+    key: str
+    plain: str
+    ttl: float
+    reuse: str
+
+
+# The key and the run, both or neither. `same`: whether the run that has the key
+# was started with the same input.
+_INSERT_KEYED = f"""
+WITH taken AS MATERIALIZED (
+    SELECT run, same FROM durable.take_key(
+        %(namespace)s::text, %(name)s::text, %(key)s::text, %(plain)s::json, %(id)s::uuid,
+        make_interval(secs => %(ttl)s::float8), %(reuse)s::text)
+), accepted AS (
+    {_INSERT_INTO}
+    SELECT {_NEW_ROW} FROM taken WHERE taken.run = %(id)s::uuid
+    {_ANNOUNCED}
+)
+SELECT run::text, same, (SELECT count(*) FROM accepted) FROM taken
+"""
+
+
+def insert_keyed(conn: Connection, run: NewRun, key: Key) -> tuple[str, bool]:
+    """Accept a run, or find the one that has its key.
+
+    Returns:
+        The id of the key's run, and whether that has the same input.
+    """
+    params = {**_params(run), **{field: getattr(key, field) for field in Key.__slots__}}
+    found = conn.execute(_INSERT_KEYED, params).fetchone()
+    assert found is not None
+    return str(found[0]), bool(found[1])
+
+
+# All or nothing, for the dispatchers to ring; one announcement is enough.
+_INSERT_MANY = f"""
+WITH given AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(inputs)s::json[], %(messages)s::json[],
+                         %(queues)s::text[]) AS each (id, input, message, queue)
+), accepted AS (
+    {_INSERT_INTO}
+    SELECT {{row}} FROM given
+    ON CONFLICT (id) DO NOTHING
+    RETURNING available_at
+)
+SELECT CASE WHEN min(available_at) < now() + interval '5 seconds'
+            THEN pg_notify('durable', %(namespace)s) END
+  FROM accepted
+""".format(
+    row=_NEW_ROW.replace("%(id)s::uuid", "given.id")
+    .replace("%(input)s::json", "given.input")
+    .replace("%(message)s::json", "given.message")
+    .replace("%(queue)s", "given.queue")
+)
+
+
+def insert_many(conn: Connection, runs: Sequence[NewRun]) -> None:
+    """Accept runs that differ in id, input, message and queue only; all of them or none."""
+    params = {
+        **_params(runs[0]),
+        "ids": [run.id for run in runs],
+        "inputs": [run.input for run in runs],
+        "messages": [run.message for run in runs],
+        "queues": [run.queue for run in runs],
+    }
+    conn.execute(_INSERT_MANY, params)
+
+
+# A run that was started by SQL alone: its way is known to the app that rings
+# it. What the call has said goes before what the task says.
+_ROUTE = """
+UPDATE durable.workflow_runs
+   SET message = %(message)s::json, queue = coalesce(%(queue)s, queue), tail = tail OR %(tail)s,
+       deadline_at = coalesce(deadline_at,
+                              created_at + make_interval(secs => %(deadline)s::float8)),
+       available_at = least(available_at,
+                            created_at + make_interval(secs => %(deadline)s::float8))
+ WHERE id = %(id)s AND message IS NULL
+"""
+
+_UNROUTED = """
+SELECT input::text, queue, config ->> 'priority'
+  FROM durable.workflow_runs WHERE id = %(id)s
+"""
+
+
+def unrouted(conn: Connection, run_id: str) -> tuple[str, str | None, int | None]:
+    """Load what a start by SQL has given: input as JSON text, queue, priority."""
+    row = conn.execute(_UNROUTED, {"id": run_id}).fetchone()
+    assert row is not None
+    return row[0], row[1], None if row[2] is None else int(row[2])
+
+
+def route(
+    conn: Connection,
+    run_id: str,
+    *,
+    message: str,
+    queue: str | None,
+    tail: bool,
+    deadline: float | None,
+) -> None:
+    """Store where the messages of a run go that was started by SQL alone."""
+    params = {"id": run_id, "message": message, "queue": queue, "tail": tail, "deadline": deadline}
+    conn.execute(_ROUTE, params)
 
 
 # Races: of two messages for one run, the row lock lets one UPDATE see
@@ -133,7 +266,8 @@ UPDATE durable.workflow_runs
  WHERE id = %(id)s AND namespace_id = %(namespace)s
    AND (   (status = 'pending' AND (expires_at IS NULL OR expires_at > now()))
         OR (status IN ('succeeded', 'failed', 'canceled') AND rung))
-RETURNING id::text, workflow_name, status, attempt::text, wake::text, input::text, message::text,
+RETURNING id::text, workflow_name, status, attempt::text, wake::text, input::text,
+          coalesce(message::text, '{}'),
           output::text, error::text, retries::text, control, reason, tail::text,
           generation::text
 """

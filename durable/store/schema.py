@@ -217,6 +217,39 @@ fan_outs = sa.Table(
 )
 sa.Index("fan_outs_run", fan_outs.c.workflow_run_id)
 
+# Taken by the first start with a key; free again `ttl` after the end of its run.
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("namespace_id", sa.Text, primary_key=True),
+    sa.Column("workflow_name", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("workflow_run_id", pg.UUID, nullable=False),
+    sa.Column("input_hash", sa.Text, nullable=False),
+    sa.Column("ttl", pg.INTERVAL, nullable=False, comment="counted from the end of the run"),
+    sa.Column("created_at", _timestamp, nullable=False, server_default=_now),
+)
+sa.Index("idempotency_keys_run", idempotency_keys.c.workflow_run_id)
+
+# What was sent to runs in somebody's transaction: a dispatcher delivers it
+# after the commit. No foreign key: it would lock the run until then.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", pg.UUID, primary_key=True, server_default=sa.text("gen_random_uuid()")),
+    sa.Column("seq", sa.BigInteger, sa.Identity(always=True), nullable=False),
+    sa.Column("namespace_id", sa.Text, nullable=False),
+    sa.Column("workflow_run_id", pg.UUID, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False, comment="event or cancel"),
+    sa.Column("event_type", sa.Text),
+    sa.Column("payload", pg.JSON),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("created_at", _timestamp, nullable=False, server_default=_now),
+)
+sa.Index("outbox_seq", outbox.c.namespace_id, outbox.c.seq)
+sa.Index("outbox_run", outbox.c.workflow_run_id)
+
 workers = sa.Table(
     "workers",
     metadata,

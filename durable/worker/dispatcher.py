@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 from celery.exceptions import OperationalError
 from celery.utils.log import get_logger
 
-from durable.store import dispatch, runs
+from durable.store import dispatch, outbox, runs
 from durable.store.cascade import cascade
+from durable.store.errors import is_disconnect
 from durable.worker.duty import Duty
 
 if TYPE_CHECKING:
     from durable.start import Starter
     from durable.store.connections import Connection
     from durable.store.dispatch import Doorbell
+    from durable.store.outbox import Sent
     from durable.store.pool import Database
     from durable.store.workers import Peer
 
@@ -76,11 +78,14 @@ class Dispatcher(Duty):
         self._next_in: float | None = None
 
     def tick(self) -> None:
-        """Ring everything that is due; cancel what canceled runs take along."""
+        """Ring everything that is due, deliver the outbox, cancel what canceled runs take along."""
         if self._conn is None:
             self._conn = self._database.connect()
             if self._listen:
                 self._conn.execute(f"LISTEN {runs.CHANNEL}")
+            # First: an event of the time without a worker is to be there when its run is rung.
+            while self._deliver():
+                pass
         more = True
         while more and not self.stopping:
             peers = self._directory()
@@ -88,6 +93,7 @@ class Dispatcher(Duty):
                 self._conn,
                 self._namespace,
                 names=sorted({*self._own_names, *(n for p in peers for n in p.workflows)}),
+                own_names=self._own_names,
                 idle_queues=sorted(
                     {q for p in peers if p.idle_beats >= _IDLE_BEATS for q in p.queues}
                 ),
@@ -99,6 +105,8 @@ class Dispatcher(Duty):
             if due.cascades:
                 cascade(self._conn, due.cascades)
             more, self._next_in = due.more, due.next_in
+            if due.outbox:
+                more = self._deliver() or more  # it has woken runs
 
     def pause(self) -> None:
         """Sleep until a timer, a notification or the end of the interval."""
@@ -123,6 +131,37 @@ class Dispatcher(Duty):
         if conn is not None:
             conn.close()
 
+    def _routed(self, doorbell: Doorbell) -> Doorbell:
+        if doorbell.message is not None or self._conn is None:
+            return doorbell
+        return self._starter.routed(self._conn, doorbell)
+
+    def _deliver(self) -> bool:
+        """Deliver what is in the outbox, a batch at most; whether something was.
+
+        What cannot be delivered stays, and keeps nothing behind it waiting.
+        """
+        assert self._conn is not None
+        delivered, after = False, 0
+        while not (delivered or self.stopping):
+            found = outbox.pending(self._conn, self._namespace, after=after, most=self._batch)
+            for sent in found:
+                delivered = self._deliver_one(self._conn, sent) or delivered
+                after = sent.seq
+            if len(found) < self._batch:
+                break
+        return delivered
+
+    def _deliver_one(self, conn: Connection, sent: Sent) -> bool:
+        try:
+            outbox.deliver(conn, sent, self._namespace)
+        except Exception as exc:
+            if is_disconnect(exc):
+                raise
+            logger.warning("%s for run %s is not delivered: %r", sent.kind, sent.run_id, exc)
+            return False
+        return True
+
     def _ring(self, doorbells: Sequence[Doorbell]) -> None:
         unrung: list[str] = []
         away = False
@@ -131,7 +170,7 @@ class Dispatcher(Duty):
                 unrung.append(doorbell.id)
                 continue
             try:
-                self._starter.ring(doorbell)
+                self._starter.ring(self._routed(doorbell))
             except Exception as exc:  # noqa: BLE001 - transports raise what they like
                 logger.warning("run %s could not be rung: %r", doorbell.id, exc)
                 unrung.append(doorbell.id)

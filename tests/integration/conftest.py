@@ -11,7 +11,7 @@ from durable.store.pool import Database
 from tests.harness.postgres import PostgresServer
 from tests.harness.store import Background, Store, open_database
 
-EMPTY = "DELETE FROM durable.workflow_runs; DELETE FROM durable.workers"
+EMPTY = "DELETE FROM durable.workflow_runs; DELETE FROM durable.workers; DELETE FROM durable.outbox"
 
 
 @pytest.fixture(scope="module")

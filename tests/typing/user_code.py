@@ -12,6 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, TypedDict
 
+import psycopg
 from celery import Celery
 from sqlalchemy.orm import Session
 from typing_extensions import assert_type
@@ -133,11 +134,29 @@ assert_type(fulfil("o-42"), Payment)
 assert_type(fulfil.delay("o-42", cents=3), DurableResult)
 assert_type(fulfil.apply_async(("o-42",), countdown=60), DurableResult)
 assert_type(bound.delay("o-42"), DurableResult)
+assert_type(fulfil.apply_async(("o-42",), idempotency_key="o-42"), DurableResult)
+assert_type(durable.start_many(fulfil, [("o-42", 1), {"order_id": "o-43"}]), list[DurableResult])
+assert_type(
+    durable.start_many(fulfil.s(1), (("o-42",) for _ in range(3)), chunk=500), list[DurableResult]
+)
+durable.start_many(fulfil, ["o-42"])  # type: ignore[list-item]
+durable.start_many(fulfil, [("o-42",)], size=1)  # type: ignore[call-arg]
 fulfil.delay(42)  # type: ignore[arg-type]
 fulfil.delay("o-42", colour="red")  # type: ignore[call-arg]
 quote.delay()  # type: ignore[call-arg]
 bound.delay()  # type: ignore[call-arg]
 fulfil.s("o-42") | quote.si(Decimal(1))
+
+
+def in_a_transaction(session: Session, connection: psycopg.Connection[Any]) -> None:
+    assert_type(fulfil.apply_async(("o-42",), transaction=session), DurableResult)
+    run = fulfil.apply_async(("o-42",), transaction=connection)
+    assert_type(run.send_event("approval", {"ok": True}, transaction=session), str)
+    assert_type(durable.send_event(run.id, "approval", transaction=connection), str)
+    try:
+        fulfil.apply_async(("o-42",), idempotency_key="o-42", idempotency_ttl="1d")
+    except durable.IdempotencyConflict as conflict:
+        assert_type(conflict.run_id, str)
 
 
 # --- handles

@@ -178,12 +178,6 @@ def test_an_exchange_may_be_given_as_an_object(fulfil: Any) -> None:
         fulfil.apply_async(("o-42",), exchange=Exchange("orders"))
 
 
-@pytest.mark.parametrize("option", ["idempotency_key", "transaction"])
-def test_what_is_yet_to_come_is_refused_rather_than_ignored(fulfil: Any, option: str) -> None:
-    with pytest.raises(OptionError, match=f"{option}= is not available in this version"):
-        fulfil.apply_async(("o-42",), **{option: "x"})
-
-
 @pytest.mark.parametrize("canvas", [chain, group])
 def test_canvas_refuses_the_same(fulfil: Any, canvas: Any) -> None:
     with pytest.raises(PayloadError, match=r"arguments of 'shop\.fulfil'"):

@@ -108,6 +108,13 @@ def test_every_call_runs_inline(app: Celery) -> None:
     assert group(total.s([n]) for n in range(3)).delay().get() == [0, 1, 2]
 
 
+def test_what_makes_a_start_happen_once_has_no_meaning_inline(app: Celery) -> None:
+    total = app.tasks["total"]
+    assert total.apply_async(([1, 2],), transaction=object()).get() == 3
+    assert total.apply_async(([1, 2],), idempotency_key="k").get() == 3
+    assert [each.get() for each in durable.start_many(total, [([1],), ([2],)])] == [1, 2]
+
+
 def test_a_direct_call_needs_no_eager_mode(app: Celery) -> None:
     app.conf.task_always_eager = False
     assert app.tasks["total"]([1, 2]) == 3

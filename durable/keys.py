@@ -1,0 +1,157 @@
+"""Idempotency keys of start calls: read from the options, and what a conflict says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from durable.durations import parse_seconds
+from durable.errors import IdempotencyConflict, OptionError, PayloadError
+from durable.store.runs import Key
+
+if TYPE_CHECKING:
+    from durable.codec import Codec
+    from durable.store.runs import NewRun
+
+#: Options of `apply_async` that only a workflow can have.
+EXACTLY_ONCE = ("idempotency_key", "idempotency_reuse", "idempotency_ttl", "transaction")
+
+_REUSE = ("after_ttl", "after_failure", "after_end")
+_LONGEST = 255
+_SHOWN = 60
+_DIFFERENCES = 3
+_SECRET = re.compile(r"pass(word|phrase|wd)|secret|token|api_?key|authorization|card|cvv|cvc|iban")
+
+
+def key_of(options: Mapping[str, Any], plain: str, default_ttl: float) -> Key | None:
+    """Read the idempotency key of a call.
+
+    Args:
+        options: of ``apply_async``.
+        plain: JSON text of the input.
+        default_ttl: ``durable_idempotency_ttl``.
+
+    Raises:
+        OptionError: it is no key, or what belongs to one came without.
+    """
+    key, ttl = options.get("idempotency_key"), options.get("idempotency_ttl")
+    reuse = options.get("idempotency_reuse")
+    if key is None:
+        for name in ("idempotency_ttl", "idempotency_reuse"):
+            if options.get(name) is not None:
+                raise OptionError(f"{name}= goes together with idempotency_key=")
+        return None
+    check_key(key)
+    if reuse is not None and reuse not in _REUSE:
+        raise OptionError(
+            f"idempotency_reuse={reuse!r}: give 'after_ttl' (the default), 'after_failure' or"
+            " 'after_end'"
+        )
+    seconds = default_ttl if ttl is None else parse_seconds(ttl, name="idempotency_ttl")
+    return Key(key, plain, seconds, reuse or _REUSE[0])
+
+
+def check_key(key: object) -> None:
+    """Refuse what is no idempotency key.
+
+    Raises:
+        OptionError: it is no text, or too long for an index.
+    """
+    if type(key) is not str or not key.strip() or not key.isprintable() or len(key) > _LONGEST:
+        raise OptionError(
+            f"idempotency_key={_short(key)}: give text of 1 to {_LONGEST} printable characters,"
+            " such as 'order-42'"
+        )
+
+
+def refuse_with_id(options: Mapping[str, Any]) -> None:
+    """Refuse a key for a run whose id is fixed already.
+
+    Raises:
+        OptionError: both are given.
+    """
+    if options.get("idempotency_key") is not None and options.get("task_id") is not None:
+        raise OptionError(
+            "idempotency_key= and task_id= cannot go together: a key may stand for a run that has"
+            " another id. In a canvas (chain, group, chord, link) each member has its id"
+            " beforehand: give a key to a single task, or task_id=uuid.uuid5(...) to a member"
+        )
+
+
+def refuse_in_canvas(signatures: Any) -> None:
+    """Refuse what no member of a canvas can have: it is sent later, by a worker.
+
+    Raises:
+        OptionError: a member has an idempotency key or a transaction.
+    """
+    for options in _options_in(signatures):
+        for name in EXACTLY_ONCE:
+            if options.get(name) is not None:
+                raise OptionError(
+                    f"{name}= in a canvas: the ids of its members are fixed beforehand, and a worker"
+                    " sends them later. Give it to a single task's apply_async"
+                )
+
+
+def _options_in(signatures: Any) -> Iterator[Mapping[str, Any]]:
+    """Go through the options of signatures, and of what is in them."""
+    if isinstance(signatures, Mapping):
+        if "task" in signatures:
+            yield signatures.get("options") or {}
+        for name in ("kwargs", "options", "tasks", "header", "body", "link", "link_error", "chord"):
+            if name in signatures:
+                yield from _options_in(signatures[name])
+    elif isinstance(signatures, (list, tuple)):
+        for each in signatures:
+            yield from _options_in(each)
+
+
+def conflict(run: NewRun, key: Key, run_id: str, theirs: str, codec: Codec) -> IdempotencyConflict:
+    """Make the error for a key whose run was started with another input, JSON text ``theirs``."""
+    try:
+        different = list(_differences("", codec.decode(theirs), codec.decode(key.plain)))
+    except PayloadError:
+        different = ["an input that cannot be read here"]
+    more = "; ..." if len(different) > _DIFFERENCES else ""
+    shown = "; ".join(different[:_DIFFERENCES]) + more or "in its form only"
+    return IdempotencyConflict(
+        f"idempotency key {key.key!r} of {run.name!r} belongs to run {run_id}, which was started with"
+        f" other arguments ({shown}). Use another key for another input, or the same arguments",
+        run_id,
+    )
+
+
+def _differences(path: str, there: Any, here: Any) -> Iterator[str]:
+    """Describe where two inputs differ, with secrets left out."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in dict.fromkeys((*there, *here)):
+            sub = f"{path}.{name}".lstrip(".")
+            if name not in there or name not in here:
+                where = "there" if name in there else "here"
+                yield f"{sub} only {where}: {_masked(sub, (there if name in there else here)[name])}"
+            else:
+                yield from _differences(sub, there[name], here[name])
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for index, (left, right) in enumerate(zip(there, here, strict=True)):
+            yield from _differences(f"{path}[{index}]", left, right)
+    elif type(there) is not type(here) or there != here:
+        yield f"{path}: there {_masked(path, there)}, here {_masked(path, here)}"
+
+
+def _masked(path: str, value: Any) -> str:
+    if _SECRET.search(path.lower()):
+        return "***"
+    if isinstance(value, (dict, list)):
+        try:
+            if _SECRET.search(json.dumps(value, default=str).lower()):
+                return "***"
+        except ValueError:
+            return "***"
+    return _short(value)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
