@@ -11,7 +11,9 @@ from durable.context import (
     set_progress,
     uuid4,
 )
+from durable.continuing import continue_as_new
 from durable.errors import EventTimeout, PermanentError, RecoverableError, TransientError
+from durable.patching import patched
 from durable.steps import run_step, step
 from durable.task import Workflow, workflow
 from durable.waiting import send_event, sleep, sleep_until, wait_for_event
@@ -23,10 +25,12 @@ __all__ = [
     "RecoverableError",
     "TransientError",
     "Workflow",
+    "continue_as_new",
     "current",
     "idempotency_key",
     "is_replaying",
     "now",
+    "patched",
     "random",
     "run_step",
     "send_event",

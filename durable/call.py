@@ -121,9 +121,7 @@ class Preparer:
         durable, options = self._durable, call.options
         _refuse(options)
         run_id = _checked_id(options.get("task_id") or celery_uuid())
-        what = f"the arguments of {call.task.name!r}"
-        _check_arguments(call)
-        text = durable.codec.encode({"args": list(call.args), "kwargs": dict(call.kwargs)}, what)
+        text = encode_arguments(durable, call.task, call.args, call.kwargs)
         message = self._message(call)
         waiter = _waiter(message)
         queue = self._route(call, message)
@@ -144,6 +142,7 @@ class Preparer:
             parent=waiter or _parent(),
             reports=waiter is not None,
             on_parent_cancel=_on_parent_cancel(options, waiter),
+            version=call.task.version,
         )
         return run, message
 
@@ -274,11 +273,22 @@ def _on_parent_cancel(options: Mapping[str, Any], waiter: str | None) -> str | N
     return None if policy == "abandon" else policy
 
 
-def _check_arguments(call: Call) -> None:
-    """Refuse arguments that do not fit, also by ``send_task``, which Celery does not check."""
-    check = getattr(call.task, "__header__", None)
-    if check is not None and call.task.typing is not False:
-        check(*call.args, **call.kwargs)
+def encode_arguments(
+    durable: Durable, task: Workflow, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
+    """Make the stored text of a run's arguments.
+
+    Those that do not fit are refused, also by ``send_task``, which Celery does not check.
+
+    Raises:
+        TypeError: they do not fit the workflow.
+        PayloadError: they cannot be stored.
+    """
+    check = getattr(task, "__header__", None)
+    if check is not None and task.typing is not False:
+        check(*args, **kwargs)
+    given = {"args": list(args), "kwargs": dict(kwargs)}
+    return durable.codec.encode(given, f"the arguments of {task.name!r}")
 
 
 def _refuse(options: Mapping[str, Any]) -> None:

@@ -158,6 +158,10 @@ class Execution:
     root: Branch = field(default_factory=Branch)
     suspension: Suspension | None = None
     started_tasks: set[str] = field(default_factory=set)
+    passes: int = 0
+    version: str | None = None
+    encode_arguments: Callable[[Sequence[Any], Mapping[str, Any]], str] | None = None
+    next_input: str | None = None
 
     @property
     def branch(self) -> Branch:
@@ -220,7 +224,7 @@ class Execution:
         """Return the recorded outcome of the step at this place, or produce it."""
         self.check()
         ordinal = self.branch.take()
-        past = self._past(ordinal, step.name)
+        past = self._past(ordinal, step.name, kind)
         if past and past[-1].settled:
             return self._replayed(past[-1])
         body = lambda: self._call(step, args, kwargs)  # noqa: E731
@@ -232,14 +236,15 @@ class Execution:
         with limited(step.timeout, step.name, self.services.clock.monotonic):
             return step.function(*args, **kwargs)
 
-    def _past(self, ordinal: int, name: str) -> tuple[Recorded, ...]:
+    def _past(self, ordinal: int, name: str, kind: str) -> tuple[Recorded, ...]:
         try:
-            return self.history.attempts(self.branch.path, ordinal, name)
+            return self.history.attempts(self.branch.path, ordinal, name, kind)
         except NonDeterministicWorkflow as exc:
-            suspend = self.park(Park("paused", str(exc)), cause=exc)
-            if suspend is None:
-                raise
-            raise suspend from exc
+            raise self.pause(exc) from exc
+
+    def pause(self, exc: NonDeterministicWorkflow) -> BaseException:
+        """Stop the run for a person; the caller raises what is returned."""
+        return self.park(Park("paused", str(exc)), cause=exc) or exc
 
     def _replayed(self, step: Recorded) -> Any:
         if step.status == "succeeded":
@@ -414,7 +419,7 @@ class Execution:
         if self.frame is not None:
             return self.journal.database_now()
         ordinal = self.branch.take()
-        past = self._past(ordinal, name)
+        past = self._past(ordinal, name, "value")
         if past:
             return self._replayed(past[-1])
         self.journal.before_body(self)
@@ -431,11 +436,11 @@ class Execution:
                 "durable.uuid4() and durable.random() belong in the body of a workflow; in a step"
                 " use the standard library: the step's result is recorded anyway"
             )
-        return f"{self.id}/{self.branch.path}/{self.branch.draw()}"
+        return f"{self._pass}/{self.branch.path}/{self.branch.draw()}"
 
     # --- what waits
 
-    def place(self, verb: str, name: str) -> tuple[Place, Recorded | None]:
+    def place(self, verb: str, name: str, kind: str) -> tuple[Place, Recorded | None]:
         """Take the next place, for something to wait for; and what is recorded there, if it is over.
 
         Raises:
@@ -445,7 +450,7 @@ class Execution:
         self.refuse_in_step(verb)
         branch = self.branch
         ordinal = branch.take()
-        past = self._past(ordinal, name)
+        past = self._past(ordinal, name, kind)
         over = past[-1] if past and past[-1].settled else None
         return Place(self.id, self.attempt, branch.path, ordinal, name), over
 
@@ -498,10 +503,20 @@ class Execution:
         self.started_tasks.update(started["ids"])
         return started
 
+    @property
+    def _pass(self) -> str:
+        """Name this pass: its first step is another one than that of the pass before."""
+        return f"{self.id}/{self.passes}" if self.passes else self.id
+
+    def note(self, record: StepAttempt) -> None:
+        """Store what is no step: that something was decided at a place."""
+        self._write(record)
+
     def idempotency_key(self) -> str:
         """Return the running step's key for outside calls."""
         frame = self._current_frame("idempotency_key")
-        return str(uuid.uuid5(uuid.UUID(self.id), f"{frame.branch}/{frame.ordinal}/{frame.name}"))
+        seed = f"{frame.branch}/{frame.ordinal}/{frame.name}"
+        return str(uuid.uuid5(uuid.UUID(self.id), f"{seed}/{self.passes}" if self.passes else seed))
 
     def session(self) -> Any:
         """Return the running step's SQLAlchemy session."""
@@ -519,9 +534,11 @@ class Execution:
     def where(self) -> context.Current:
         """Describe the calling code's place."""
         if self.frame is None:
-            return context.Current(self.id, self.name, self.attempt)
+            step, number = None, None
+        else:
+            step, number = self.frame.name, self.frame.attempt
         return context.Current(
-            self.id, self.name, self.attempt, self.frame.name, self.frame.attempt
+            self.id, self.name, self.attempt, step, number, self.version, self.passes
         )
 
     def is_replaying(self) -> bool:

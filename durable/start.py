@@ -25,6 +25,7 @@ from durable.store import queries, runs
 if TYPE_CHECKING:
     from celery import Celery
     from celery.result import AsyncResult
+    from kombu.entity import Queue
 
     from durable.app import Durable
     from durable.store.dispatch import Doorbell
@@ -109,8 +110,8 @@ class Starter:
             options = {**own, **options}
         return self._start(Call(task, args or (), kwargs or {}, options))
 
-    def ring(self, doorbell: Doorbell) -> None:
-        """Publish the message of a run that is in Postgres.
+    def ring(self, doorbell: Doorbell, queue: Queue | None = None) -> None:
+        """Publish the message of a run that is in Postgres; to ``queue``, if given, and no other.
 
         Not through ``send_task``: that subscribes this process to the result,
         which the dispatcher does not wait for.
@@ -119,6 +120,9 @@ class Starter:
             OperationalError: the broker did not take it in ``durable_publish_timeout``.
         """
         options = load_message(doorbell.message)
+        if queue is not None:
+            options = {key: options[key] for key in options.keys() - {"exchange", "routing_key"}}
+            options["queue"] = queue
         self._publisher.publish(
             lambda producer: self._send_message(
                 doorbell.id, doorbell.name, options, producer, retry=False

@@ -10,11 +10,16 @@ from durable.store.connections import Connection
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """A message to publish for a run."""
+    """A message to publish for a run.
+
+    Attributes:
+        direct: whether only this worker may get it: others lack the code.
+    """
 
     id: str
     name: str
     message: str
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +43,43 @@ class Due:
 #          that queue reports a free slot, since with all of them busy the
 #          message just waits its turn. Its age doubles the pause, so that a
 #          task's rate limit does not collect messages without end.
-# Only names that a live worker has registered are rung; the rest wait, visible.
+# Only names and versions that a live worker has registered are rung; the rest
+# wait, visible. A run whose message came to a worker without its code is rung
+# by a worker that has it, to that worker's own queue; where producers still send
+# ordinary messages, some workers may not even know ours, so all are.
 # What a run is judged by comes out of the locking SELECTs: they return the row
 # as it was locked. Looked up again by id it was the statement's snapshot, and a
 # cancel committed between the two was undone.
 # Deadlines and expiry end a run here, wherever it is; one that runs is fenced
 # by it. A run with a Celery continuation is rung for that, and so is one that
 # failed, for Celery's hooks.
-_DUE = """
+_HAS_CODE = """workflow_name = ANY(%({names})s)
+                 AND (version IS NULL OR completed_at IS NOT NULL
+                      OR workflow_name || '@' || version = ANY(%({versions})s))"""
+_KNOWN = _HAS_CODE.format(names="names", versions="versions")
+_MINE = _HAS_CODE.format(names="own_names", versions="own_versions")
+_DIRECT = "(%(direct)s OR handed_back > 0)"
+
+_DUE = f"""
 WITH fresh AS MATERIALIZED (
     SELECT id, status, expires_at, deadline_at FROM durable.workflow_runs
      WHERE namespace_id = %(namespace)s AND NOT rung AND available_at <= now()
-       AND (workflow_name = ANY(%(names)s)
+       AND (CASE WHEN {_DIRECT} THEN {_MINE}
+                 ELSE {_KNOWN} END
             OR ((deadline_at <= now() OR expires_at <= now())
-                AND status <> ALL ('{succeeded,failed,canceled}')))
+                AND status <> ALL ('{{succeeded,failed,canceled}}')))
      ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
 ), again AS MATERIALIZED (
     SELECT id, status, expires_at, deadline_at FROM durable.workflow_runs
      WHERE namespace_id = %(namespace)s AND rung AND available_at <= now()
-       AND (   (workflow_name = ANY(%(names)s)
-                AND (queue = ANY(%(idle_queues)s) OR (queue IS NULL AND %(idle)s)))
+       AND (CASE WHEN {_DIRECT} THEN %(own_idle)s AND {_MINE}
+                 ELSE {_KNOWN}
+                 AND (queue = ANY(%(idle_queues)s) OR (queue IS NULL AND %(idle)s)) END
             OR ((deadline_at <= now() OR expires_at <= now())
-                AND status <> ALL ('{succeeded,failed,canceled}')))
+                AND status <> ALL ('{{succeeded,failed,canceled}}')))
      ORDER BY available_at LIMIT %(batch)s FOR UPDATE SKIP LOCKED
 ), due AS (
-    SELECT id, status = ANY('{succeeded,failed,canceled}') AS ended,
+    SELECT id, status = ANY('{{succeeded,failed,canceled}}') AS ended,
            coalesce(expires_at <= now(), false) AS expired,
            coalesce(deadline_at <= now(), false) AS late
       FROM (TABLE fresh UNION ALL TABLE again) AS locked
@@ -78,7 +95,8 @@ WITH fresh AS MATERIALIZED (
            attempt = r.attempt + CASE WHEN late AND NOT ended THEN 1 ELSE 0 END,
            tail = r.tail OR (late AND NOT expired),
            rung_at = CASE WHEN r.rung THEN r.rung_at ELSE now() END,
-           rung = (ended OR r.tail OR NOT expired) AND r.workflow_name = ANY(%(names)s),
+           rung = (ended OR r.tail OR NOT expired) AND r.workflow_name = ANY(
+               CASE WHEN {_DIRECT} THEN %(own_names)s::text[] ELSE %(names)s::text[] END),
            available_at = CASE
                WHEN expired AND NOT ended AND NOT r.tail THEN 'infinity'
                ELSE least(now() + greatest(make_interval(secs => %(ring_again)s),
@@ -86,15 +104,28 @@ WITH fresh AS MATERIALIZED (
                           CASE WHEN NOT (ended OR expired OR late) THEN r.deadline_at END,
                           CASE WHEN NOT (ended OR expired OR late) THEN r.expires_at END) END
       FROM due WHERE r.id = due.id
-    RETURNING r.id, r.workflow_name, r.message, r.rung
+    RETURNING r.id, r.workflow_name, r.message, r.rung, {_DIRECT} AS direct
 )
-SELECT id::text, workflow_name, message::text FROM rung WHERE rung
+SELECT id::text, workflow_name, message::text, direct FROM rung WHERE rung
 UNION ALL
 SELECT NULL, (SELECT count(*)::text FROM due), (
     SELECT extract(epoch FROM min(available_at) - now())::text FROM durable.workflow_runs
      WHERE namespace_id = %(namespace)s AND NOT rung
-       AND available_at > now() AND available_at < 'infinity')
+       AND available_at > now() AND available_at < 'infinity'), NULL
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Which workflows can be executed.
+
+    Attributes:
+        names: of workflows.
+        versions: ``name@version``, for runs that have one.
+    """
+
+    names: Sequence[str] = ()
+    versions: Sequence[str] = ()
 
 
 def due(
@@ -106,13 +137,28 @@ def due(
     batch: int,
     ring_again: float,
     late_error: str,
+    versions: Sequence[str] = (),
+    own: Code | None = None,
+    own_idle: bool = False,
+    direct: bool = False,
 ) -> Due:
-    """Take up to ``batch`` due runs, mark them rung, return what to publish."""
+    """Take up to ``batch`` due runs, mark them rung, return what to publish.
+
+    ``names`` and ``versions`` are what some live worker has, ``own`` what this
+    one has. ``own_idle``: whether it has a free slot. ``direct``: whether all
+    that it rings has to come to itself.
+    """
+    own = own or Code()
     rows = conn.execute(
         _DUE,
         {
             "namespace": namespace,
             "names": list(names),
+            "versions": list(versions),
+            "own_names": list(own.names),
+            "own_versions": list(own.versions),
+            "own_idle": own_idle,
+            "direct": direct,
             "idle_queues": list(idle_queues),
             "idle": bool(idle_queues),
             "batch": batch,
@@ -120,7 +166,7 @@ def due(
             "late": late_error,
         },
     ).fetchall()
-    *doorbells, (_, count, next_in) = rows
+    *doorbells, (_, count, next_in, _) = rows
     return Due(
         [Doorbell(*row) for row in doorbells],
         more=int(count) >= batch,

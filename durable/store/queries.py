@@ -46,13 +46,18 @@ class RunRow:
     completed_at: datetime | None
     available_at: datetime | None
     deadline_at: datetime | None
+    version: str | None
+    generation: int
+    passes: int
+    handed_back: int
 
 
 _GET = """
 SELECT id::text, namespace_id AS namespace, workflow_name AS name, status, worker_id, attempt,
        retries, recoveries, reason, input, output, error, progress,
        created_at, started_at, completed_at,
-       nullif(available_at, 'infinity') AS available_at, deadline_at
+       nullif(available_at, 'infinity') AS available_at, deadline_at,
+       version, generation, passes, handed_back
   FROM durable.workflow_runs
  WHERE id = %(id)s AND namespace_id = %(namespace)s
 """

@@ -69,6 +69,20 @@ workflow_runs = sa.Table(
         server_default=sa.false(),
         comment="an item over max_concurrency",
     ),
+    sa.Column(
+        "passes",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="how often continue_as_new began it anew",
+    ),
+    sa.Column(
+        "handed_back",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="messages since the last claim that workers without the code got",
+    ),
     sa.CheckConstraint(
         "status IN ('pending', 'running', 'sleeping', 'waiting', 'paused',"
         " 'succeeded', 'failed', 'canceled')",
@@ -208,6 +222,13 @@ workers = sa.Table(
     sa.Column("idle_beats", sa.Integer, nullable=False, comment="beats in a row with a free slot"),
     sa.Column("started_at", _timestamp, nullable=False, server_default=_now),
     sa.Column("beat_at", _timestamp, nullable=False, server_default=_now),
+    sa.Column(
+        "versions",
+        pg.ARRAY(sa.Text),
+        nullable=False,
+        server_default="{}",
+        comment="name@version of each version that it runs",
+    ),
 )
 
 schema_info = sa.Table(

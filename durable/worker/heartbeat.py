@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from celery.utils.log import get_logger
 
-from durable.store import workers
+from durable.store import code, workers
 from durable.worker.duty import Duty
 from durable.worker.reaper import Reaper
 
@@ -116,3 +116,5 @@ class Heartbeat(Duty):
         )
         if released:
             logger.warning("released runs of unknown workers: %s", released)
+        for run_id, reason in code.tell_lacking(conn, report.namespace).items():
+            logger.warning("run %s waits: %s", run_id, reason)
