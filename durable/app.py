@@ -205,8 +205,11 @@ class Durable:
             tail_timeout=self.settings.tail_timeout,
             versions=versions,
         )
-        if claimed is None and not self.hand_back(run_id, versions):
-            self._complain_of_stray(run_id, namespace)
+        if claimed is None:
+            if self.hand_back(run_id, versions):
+                logger.info("run %s goes to a worker that has its version", run_id)
+            else:
+                self._complain_of_stray(run_id, namespace)
         return claimed
 
     def _complain_of_stray(self, run_id: str, namespace: str) -> None:
