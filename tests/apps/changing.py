@@ -26,8 +26,7 @@ TRACE = Path(settings.pop("trace", os.devnull))
 
 app = Celery("changing")
 app.conf.update(settings)
-if RELEASE != "bare":  # a worker from before the package was installed
-    Durable(app)
+Durable(app)
 
 
 def trace(*words: object) -> None:
@@ -144,41 +143,3 @@ def follower(numbers: object) -> object:
 @app.task(name="changing.parent", base=Workflow)
 def parent(of: int) -> object:
     return counting.delay(0, of).get()[:2]
-
-
-# --- a task that becomes a workflow, or was one
-
-
-def _bill(self: Any, number: int) -> str:
-    """Come back once, as a retry, and then have an effect."""
-    if self.request.retries == 0:
-        raise self.retry(countdown=0.1)
-    run_effect(number)
-    return RELEASE
-
-
-@step
-def run_effect(number: int) -> None:
-    trace("effect", number)
-
-
-_PLAIN = {"base": Workflow} if RELEASE not in {"plain", "bare"} else {}
-
-bill = app.task(name="changing.bill", bind=True, **_PLAIN)(_bill)
-
-
-@app.task(name="changing.beat", **_PLAIN)
-def beat() -> str:
-    """No arguments: a message of a run would run it as a plain task as well."""
-    trace("beat", RELEASE)
-    return RELEASE
-
-
-if RELEASE != "bare":
-
-    @app.task(name="changing.waits", **_PLAIN)
-    def waits() -> Any:
-        if _PLAIN:
-            durable.wait_for_event("go")
-        trace("waits", RELEASE)
-        return RELEASE
