@@ -72,8 +72,22 @@ def fulfil(order_id: str, cents: int = 0) -> Payment:
     assert_type(durable.random(), float)
     assert_type(durable.is_replaying(), bool)
     assert_type(durable.current().step, str | None)
+    assert_type(durable.current().version, str | None)
+    assert_type(durable.patched("gift-wrap"), bool)
+    if cents > 100:
+        durable.continue_as_new(order_id, cents=0)
     durable.set_progress(1, total=3, file="orders.csv")
     return charge(order_id, cents)
+
+
+@workflow(version="3", accepts=["1", "2"])
+def poll(mailbox: str) -> str:
+    if not mailbox:
+        return "done"
+    durable.continue_as_new(mailbox[1:])
+
+
+assert_type(poll.delay("abc"), DurableResult)
 
 
 @workflow(bind=True)
@@ -97,6 +111,8 @@ fulfil.s("o-42") | quote.si(Decimal(1))
 
 def look(result: DurableResult) -> None:
     assert_type(result.run().status, str)
+    assert_type(result.run().version, str | None)
+    assert_type(result.run().passes, int)
     assert_type(result.run().deadline_at, datetime | None)
     assert_type([each.name for each in result.steps()], list[str])
     assert_type(result.cancel("out of stock"), bool)
