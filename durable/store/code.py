@@ -59,14 +59,15 @@ def hand_back(
     return conn.execute(_HAND_BACK, params).rowcount == 1
 
 
-# Due, and not rung by any dispatcher, for want of a worker. Told once: the
-# text is compared, so a fleet that looks every few seconds writes nothing more.
+# Due and not rung by any dispatcher, or rung so long ago that the message is
+# doubted, for want of a worker. Told once: a fleet that looks every few seconds
+# writes nothing more.
 _TELL_LACKING = """
 WITH lacking AS (
     SELECT r.id, 'lacking code: no live worker has '
                  || coalesce('version ' || r.version || ' of ', '') || r.workflow_name AS why
       FROM durable.workflow_runs r
-     WHERE r.namespace_id = %(namespace)s AND NOT r.rung AND r.available_at <= now()
+     WHERE r.namespace_id = %(namespace)s AND r.available_at <= now()
        AND r.status IN ('pending', 'sleeping')
        AND NOT EXISTS (SELECT FROM durable.workers w
                         WHERE w.namespace_id = r.namespace_id

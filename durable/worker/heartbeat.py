@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -116,5 +117,6 @@ class Heartbeat(Duty):
         )
         if released:
             logger.warning("released runs of unknown workers: %s", released)
-        for run_id, reason in code.tell_lacking(conn, report.namespace).items():
-            logger.warning("run %s waits: %s", run_id, reason)
+        lacking = Counter(code.tell_lacking(conn, report.namespace).values())
+        for reason, runs in lacking.items():
+            logger.warning("%d runs wait: %s", runs, reason)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.acceptance.conftest import Query, Trace
 from tests.conftest import StartWorker
-from tests.harness import every_broker, wait_for
+from tests.harness import every_broker, every_pool, wait_for
 
 REASON = "SELECT reason FROM durable.workflow_runs WHERE id = %s"
 VERSION = "SELECT version FROM durable.workflow_runs WHERE id = %s"
@@ -83,6 +83,7 @@ def test_newer_code_goes_on_with_versions_that_it_accepts(
     assert query(REASON, run.id) is None
 
 
+@every_pool
 def test_a_worker_without_the_task_hands_its_messages_on(
     app_module: ModuleType, start_worker: StartWorker, trace: Trace
 ) -> None:

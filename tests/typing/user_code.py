@@ -82,9 +82,9 @@ def fulfil(order_id: str, cents: int = 0) -> Payment:
 
 @workflow(version="3", accepts=["1", "2"])
 def poll(mailbox: str) -> str:
-    if not mailbox:
-        return "done"
-    durable.continue_as_new(mailbox[1:])
+    if mailbox:
+        durable.continue_as_new(mailbox[1:])
+    return "done"
 
 
 assert_type(poll.delay("abc"), DurableResult)
