@@ -117,8 +117,9 @@ class History:
         if found:
             raise NonDeterministicWorkflow(
                 f"the history has {_called(found[-1].kind, found[-1].name)} at"
-                f" {_position(branch, ordinal)}, the code now ends before it. Has the workflow changed since the run started, or does it branch on"
-                " time, chance or outside state that is not itself a step?"
+                f" {_position(branch, ordinal)}, the code now ends before it. Has the workflow"
+                " changed since the run started, or does it branch on time, chance or outside"
+                " state that is not itself a step?"
             )
 
     def covers(self, branch: str, ordinal: int) -> bool:

@@ -71,16 +71,24 @@ def test_newer_code_goes_on_with_versions_that_it_accepts(
     wait_for(lambda: query(STATUS, run.id) == "waiting", what="the run to wait")
     worker.stop()
 
-    start_worker(**release("2"))
+    other = start_worker(**release("2"))
     run.send_event("go")
-    wait_for(lambda: query(REASON, run.id) != "event go", what="somebody to see that nobody has it")
     expected = "lacking code: no live worker has version 1 of changing.versioned"
     wait_for(lambda: query(REASON, run.id) == expected, what="the reason")
     assert query(STATUS, run.id) == "pending"
+    other.stop()
 
     start_worker(**release("3"))
     assert run.get(timeout=20) == ["3", "1"]
     assert query(REASON, run.id) is None
+
+    # An endless run gets to the newer version with its next pass.
+    endless = app_module.counting.delay(0, 2)
+    assert query(VERSION, endless.id) == "1"
+    assert endless.get(timeout=20)[:3] == [2, 1, "3"]
+    # A message that came without a run is of the version of the worker that makes it one.
+    plain = app_module.app.durable.starter._send_task("changing.quick", [7])
+    wait_for(lambda: query(VERSION, plain.id) == "3", what="the run")
 
 
 @every_pool

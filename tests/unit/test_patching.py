@@ -134,3 +134,13 @@ def test_no_name_is_refused(name: Any) -> None:
 def test_a_step_is_not_patched() -> None:
     attempt = Ledger().run(lambda: run_step("load", lambda: durable.patched("a")))
     assert isinstance(attempt.error, NotInWorkflow)
+
+
+def test_a_patch_ahead_is_nothing_to_replay() -> None:
+    def body() -> list[bool]:
+        step("load")
+        durable.patched("a")
+        return [durable.is_replaying()]
+
+    ledger = Ledger()
+    assert [ledger.run(body).value for _ in range(2)] == [[False]] * 2
