@@ -134,6 +134,13 @@ class Dispatcher(Duty):
         if conn is not None:
             conn.close()
 
+    def _may_ring_all(self) -> bool:
+        """Tell whether a run that is for this worker may go to any worker of its queue.
+
+        Only where all know what to do with it. Not while this worker is starting.
+        """
+        return self._own_queue.refused and not self._direct
+
     def _ring(self, doorbells: Sequence[Doorbell]) -> None:
         unrung: list[str] = []
         away = False
@@ -143,7 +150,7 @@ class Dispatcher(Duty):
                 continue
             try:
                 queue = self._own_queue.open() if doorbell.direct else None
-                if doorbell.direct and queue is None:  # this worker is only starting
+                if doorbell.direct and queue is None and not self._may_ring_all():
                     unrung.append(doorbell.id)
                     continue
                 self._starter.ring(doorbell, queue)

@@ -82,7 +82,7 @@ class Keeper:
             directory=lambda: self.heartbeat.peers,
             own=self._code,
             own_id=durable.worker_id,
-            own_queue=OwnQueue(durable.app, worker),
+            own_queue=OwnQueue(durable.app, worker, settings.publish_timeout),
             direct=settings.accept_only,
             late_error=self._stored(DeadlineExceeded("the run did not end before its deadline")),
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
 from tests.acceptance.conftest import Query, Trace
 from tests.conftest import StartWorker
-from tests.harness import every_broker, every_pool, wait_for
+from tests.harness import brokers, every_broker, every_pool, wait_for
 
 REASON = "SELECT reason FROM durable.workflow_runs WHERE id = %s"
 VERSION = "SELECT version FROM durable.workflow_runs WHERE id = %s"
@@ -89,6 +90,30 @@ def test_newer_code_goes_on_with_versions_that_it_accepts(
     # A message that came without a run is of the version of the worker that makes it one.
     plain = app_module.app.durable.starter._send_task("changing.quick", [7])
     wait_for(lambda: query(VERSION, plain.id) == "3", what="the run")
+
+
+@pytest.fixture
+def no_own_queues(rabbitmq_vhost: str) -> Iterator[None]:
+    """A RabbitMQ whose user may not make the workers' own queues."""
+    if rabbitmq_vhost == "/":
+        pytest.skip("needs rabbitmqctl")
+    brokers.permit(rabbitmq_vhost, r"^(?!durable\.).*")
+    yield
+    brokers.permit(rabbitmq_vhost, ".*")
+
+
+@pytest.mark.usefixtures("no_own_queues")
+@pytest.mark.parametrize("celery_broker", ["rabbitmq"], indirect=True)
+def test_a_broker_that_refuses_the_queues_costs_time_alone(
+    app_module: ModuleType, start_worker: StartWorker, trace: Trace
+) -> None:
+    start_worker(**release("lacks"))
+    worker = start_worker(**release("1"))
+    runs = [app_module.quick.delay(number) for number in range(12)]
+    assert [run.get(timeout=60) for run in runs] == ["1"] * 12
+    assert {trace.count()[f"effect {number}"] for number in range(12)} == {1}
+    assert "the broker does not let this worker have the queue" in worker.logs()
+    assert worker.is_running()
 
 
 @every_pool
