@@ -13,6 +13,7 @@ from durable.context import (
     set_progress,
     uuid4,
 )
+from durable.continuing import continue_as_new
 from durable.errors import (
     CircuitOpen,
     EventTimeout,
@@ -23,6 +24,7 @@ from durable.errors import (
 )
 from durable.fan_out import fan_out, gather
 from durable.masking import Secret
+from durable.patching import patched
 from durable.start_many import start_many
 from durable.steps import run_step, step
 from durable.task import Workflow, workflow
@@ -40,12 +42,14 @@ __all__ = [
     "TransientError",
     "Workflow",
     "aio",
+    "continue_as_new",
     "current",
     "fan_out",
     "gather",
     "idempotency_key",
     "is_replaying",
     "now",
+    "patched",
     "random",
     "run_step",
     "send_event",

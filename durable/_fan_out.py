@@ -61,7 +61,7 @@ def run(
         execution.check()
         execution.refuse_in_step(calls.verb)
         return _inline(execution, calls, return_exceptions)
-    place, over = execution.place(calls.verb, calls.name)
+    place, over = execution.place(calls.verb, calls.name, "fan_out")
     fan_out = _FanOut(execution, calls, place, limit, not return_exceptions)
     outcome: Any = over
     if over is None:

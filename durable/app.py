@@ -33,7 +33,7 @@ from durable.outbox import Outbox
 from durable.result import DurableGroupResult, DurableResult
 from durable.start import Starter
 from durable.steps import Step
-from durable.store import events, outbox, queries, runs
+from durable.store import code, events, outbox, queries, runs
 from durable.store.events import NewEvent
 from durable.store.pool import Database
 from durable.store.sessions import Sessions
@@ -194,8 +194,12 @@ class Durable:
 
     # --- what the worker's processes ask for
 
-    def claim(self, run_id: str) -> tuple[Claim, Sequence[StepRecord]] | None:
+    def claim(
+        self, run_id: str, versions: Sequence[str] = ()
+    ) -> tuple[Claim, Sequence[StepRecord]] | None:
         """Take a run for this process. None: it is not there for the taking.
+
+        A run of a version that is not among ``versions`` goes to another worker.
 
         Waits, up to a lease, for a lease that was missed and for a database
         that is away: a worker that is cut off from it and refuses fast would
@@ -206,7 +210,7 @@ class Durable:
             late = self.clock.monotonic() >= until
             if self.lease.held():
                 try:
-                    return self._claim(run_id)
+                    return self._claim(run_id, versions)
                 except (DatabaseUnavailable, DatabaseReadOnly):
                     if late:
                         raise
@@ -216,7 +220,9 @@ class Durable:
         self._decline(run_id)
         return None
 
-    def _claim(self, run_id: str) -> tuple[Claim, Sequence[StepRecord]] | None:
+    def _claim(
+        self, run_id: str, versions: Sequence[str]
+    ) -> tuple[Claim, Sequence[StepRecord]] | None:
         namespace = self.settings.namespace
         claimed = self.database.call(
             runs.claim,
@@ -225,9 +231,13 @@ class Durable:
             worker=self.worker_id,
             pid=boundary.this_pid(),
             tail_timeout=self.settings.tail_timeout,
+            versions=versions,
         )
         if claimed is None:
-            self._complain_of_stray(run_id, namespace)
+            if self.hand_back(run_id, versions):
+                logger.info("run %s goes to a worker that has its version", run_id)
+            else:
+                self._complain_of_stray(run_id, namespace)
         return claimed
 
     def _complain_of_stray(self, run_id: str, namespace: str) -> None:
@@ -253,6 +263,23 @@ class Durable:
         without end.
         """
         self.ring_again(run_id, 0.0 if self.lease.shutting_down else _LEASE_REST)
+
+    def hand_back(self, run_id: str, versions: Sequence[str] | None = None) -> bool:
+        """Have a run rung for a worker that has its code, since this one got its message.
+
+        Args:
+            run_id: the run.
+            versions: what this worker has of the workflow; None: nothing.
+
+        Returns:
+            Whether this worker lacks the code.
+        """
+        namespace = self.settings.namespace
+        try:
+            return self.database.call(code.hand_back, run_id, namespace, self.worker_id, versions)
+        except StoreError as exc:
+            logger.warning("run %s: rung again after durable_ring_interval: %s", run_id, exc)
+            return False
 
     def ring_again(self, run_id: str, delay: float = 0.0) -> None:
         """Have the dispatchers send a run's message again, ``delay`` seconds from now.

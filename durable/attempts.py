@@ -77,7 +77,7 @@ def attempts(execution: Execution, step: Step[Any, Any], kind: str) -> Attempts:
     execution.check()
     branch = execution.branch
     ordinal = branch.take()
-    past = [*execution.past(branch, ordinal, step.name)]
+    past = [*execution.past(branch, ordinal, step.name, kind)]
     if past:
         if past[-1].settled:
             return replayed(execution, past[-1])

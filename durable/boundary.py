@@ -6,14 +6,24 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+from celery.exceptions import (
+    Ignore,
+    MaxRetriesExceededError,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+)
 from celery.utils.log import get_logger
 
 from durable import loop, stored_message
 from durable._codec_types import TYPE
+from durable.call import encode_arguments
+from durable.continuing import CONTINUED, run_passes
 from durable.coroutines import enter_directly, enter_eagerly
 from durable.encryption import LOCKED_OUT, LOCKED_OUT_REST, SEALED
 from durable.errors import (
@@ -33,7 +43,7 @@ from durable.history import History
 from durable.journal import MemoryJournal, Parking, PostgresJournal
 from durable.retry import RetryPolicy
 from durable.start import DOORBELL
-from durable.store import queries, runs
+from durable.store import passes, queries, runs
 from durable.store.runs import ENDED, Park
 
 if TYPE_CHECKING:
@@ -49,25 +59,33 @@ Body = Callable[..., Any]
 
 def run_inline(task: Workflow, durable: Durable, body: Body, args: Any, kwargs: Any) -> Any:
     """Run a workflow here and now, in memory: eager mode and direct calls."""
-    execution = Execution(
-        id=task.request.id or durable.clock.uuid(),
-        name=task.name,
-        attempt=1,
-        history=History(),
-        journal=MemoryJournal(durable.clock.now),
-        services=durable.services,
-    )
-    if task.durable_async:
-        execution.enter = enter_eagerly if task.request.is_eager else enter_directly
-    with execution.active():
-        return body(*args, **kwargs)
+    run_id = task.request.id or durable.clock.uuid()
+    numbers = count()
+
+    def begin() -> Execution:
+        execution = Execution(
+            id=run_id,
+            name=task.name,
+            attempt=1,
+            history=History(),
+            journal=MemoryJournal(durable.clock.now),
+            services=durable.services,
+            passes=next(numbers),
+            version=task.version,
+            encode_arguments=partial(encode_arguments, durable, task),
+        )
+        if task.durable_async:
+            execution.enter = enter_eagerly if task.request.is_eager else enter_directly
+        return execution
+
+    return run_passes(begin, body, args, kwargs)
 
 
 def run_in_worker(task: Workflow, durable: Durable, body: Body) -> Any:
     """Run the workflow that a message rang for, if it is there for the taking."""
     request = task.request
     try:
-        claimed = durable.claim(request.id)
+        claimed = durable.claim(request.id, task.runs_versions())
     except (DatabaseUnavailable, DatabaseReadOnly) as exc:
         logger.warning("run %s is not begun, it will be rung again: %s", request.id, exc)
         raise Ignore(str(exc)) from exc
@@ -102,6 +120,9 @@ class _Attempt:
             services=durable.services,
             generation=claim.generation,
             enter=loop.run if task.durable_async else None,
+            passes=claim.passes,
+            version=claim.version,
+            encode_arguments=partial(encode_arguments, durable, task),
         )
 
     def run(self, body: Body) -> Any:
@@ -239,6 +260,11 @@ class _Attempt:
         delay = self._retry_delay(exc)
         if delay is not None:
             return self._parked(Park("sleeping", "retry", delay=delay, retry=True), exc)
+        if not isinstance(exc, SoftTimeLimitExceeded) and not self.claim.retries:
+            try:
+                self.execution.check_complete()
+            except NonDeterministicWorkflow as early:
+                return self._parked(Park("paused", f"{early} It raised {exc!r:.500}"), exc)
         self._finish("failed", error=self.execution.encode_error(exc))
         self._expect(states.FAILURE)
         raise exc
@@ -280,12 +306,29 @@ class _Attempt:
             return self._end_canceled()
         if suspension.reason == "pause":
             return self._parked(Park("paused", "paused"), None)
+        if suspension.reason == CONTINUED:
+            self._begin_anew()
         if suspension.reason == "unstorable" and suspension.cause is not None:
             return self._failed(suspension.cause)
         if suspension.reason in {"fenced", "lease missed"}:
             logger.warning("run %s goes on elsewhere: %s", self.claim.id, suspension.reason)
             raise Ignore(suspension.reason)
         raise self._told(suspension.reason, suspension.cause, suspension.due_in)
+
+    def _begin_anew(self) -> None:
+        """Let the next pass take the place of this one."""
+        claim, given = self.claim, self.execution.next_input
+        assert given is not None
+        begun = self.durable.database.patiently(
+            passes.begin_anew,
+            claim.id,
+            claim.attempt,
+            claim.generation,
+            given=given,
+            version=self.task.version,
+        )
+        if not begun:
+            raise Ignore("fenced")
 
     def _parked(self, how: Park, cause: Any) -> Any:
         if self.journal.park(how) is Parking.FENCED:

@@ -125,7 +125,7 @@ class Preparer:
         durable, options = self._durable, call.options
         _refuse(options)
         run_id = _checked_id(options.get("task_id") or celery_uuid())
-        text = self._input(call)
+        text = encode_arguments(durable, call.task, call.args, call.kwargs)
         message = self._message(call)
         waiter = _waiter(message)
         queue = self._route(call, message)
@@ -147,14 +147,9 @@ class Preparer:
             reports=waiter is not None,
             on_parent_cancel=_on_parent_cancel(options, waiter),
             subject=_subject(options),
+            version=call.task.version,
         )
         return run, message
-
-    def _input(self, call: Call) -> str:
-        _check_arguments(call)
-        what = f"the arguments of {call.task.name!r}"
-        given = {"args": list(call.args), "kwargs": dict(call.kwargs)}
-        return self._durable.codec.encode(given, what)
 
     def prepare_like(self, model: NewRun, call: Call) -> NewRun:
         """Make the row of a call that differs from ``model``'s in id and arguments only.
@@ -168,7 +163,7 @@ class Preparer:
         for name in ("argsrepr", "kwargsrepr"):
             if call.options.get(name) is None:
                 message.pop(name, None)
-        text = self._input(call)
+        text = encode_arguments(self._durable, call.task, call.args, call.kwargs)
         self._show_arguments(call, message)
         return replace(model, id=call.options["task_id"], input=text, message=dump_message(message))
 
@@ -358,11 +353,22 @@ def _subject(options: Mapping[str, Any]) -> str | None:
     )
 
 
-def _check_arguments(call: Call) -> None:
-    """Refuse arguments that do not fit, also by ``send_task``, which Celery does not check."""
-    check = getattr(call.task, "__header__", None)
-    if check is not None and call.task.typing is not False:
-        check(*call.args, **call.kwargs)
+def encode_arguments(
+    durable: Durable, task: Workflow, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
+    """Make the stored text of a run's arguments.
+
+    Those that do not fit are refused, also by ``send_task``, which Celery does not check.
+
+    Raises:
+        TypeError: they do not fit the workflow.
+        PayloadError: they cannot be stored.
+    """
+    check = getattr(task, "__header__", None)
+    if check is not None and task.typing is not False:
+        check(*args, **kwargs)
+    given = {"args": list(args), "kwargs": dict(kwargs)}
+    return durable.codec.encode(given, f"the arguments of {task.name!r}")
 
 
 def _refuse(options: Mapping[str, Any]) -> None:

@@ -148,7 +148,8 @@ class Settings:
     )
     accept_only: bool = _setting(
         accept.flag(),
-        "Whether producers still send ordinary messages: the first half of a rolling deploy.",
+        "Whether producers still send ordinary messages, and workers ring runs on queues of their "
+        "own: while some workers do not know the package yet.",
         default=False,
     )
     publish_timeout: float = _setting(

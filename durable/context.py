@@ -31,6 +31,8 @@ class Current:
         attempt: number of this claim; take-overs count too, so there may be gaps.
         step: name of the step whose body is running; None between steps.
         step_attempt: number of this attempt of the step, from 1.
+        version: of the code that the run is for; None: any.
+        passes: how often `continue_as_new` has begun the run anew.
     """
 
     id: str
@@ -38,6 +40,8 @@ class Current:
     attempt: int
     step: str | None = None
     step_attempt: int | None = None
+    version: str | None = None
+    passes: int = 0
 
 
 def active(verb: str) -> Execution:

@@ -120,6 +120,10 @@ class Execution:
     sole_step: bool = False
     driver: Driver | None = None
     enter: Enter | None = None
+    passes: int = 0
+    version: str | None = None
+    encode_arguments: Callable[[Sequence[Any], Mapping[str, Any]], str] | None = None
+    next_input: str | None = None
 
     @property
     def branch(self) -> Branch:
@@ -254,15 +258,16 @@ class Execution:
             )
         return self.driver.step(step, args, kwargs)
 
-    def past(self, branch: Branch, ordinal: int, name: str) -> tuple[Recorded, ...]:
-        """Look up the attempts at a place; another step than this one there pauses the run."""
+    def past(self, branch: Branch, ordinal: int, name: str, kind: str) -> tuple[Recorded, ...]:
+        """Look up the attempts at a place; something else recorded there pauses the run."""
         try:
-            return self.history.attempts(branch.path, ordinal, name)
+            return self.history.attempts(branch.path, ordinal, name, kind)
         except NonDeterministicWorkflow as exc:
-            suspend = self.park(Park("paused", str(exc)), cause=exc)
-            if suspend is None:
-                raise
-            raise suspend from exc
+            raise self.pause(exc) from exc
+
+    def pause(self, exc: NonDeterministicWorkflow) -> BaseException:
+        """Stop the run for a person; the caller raises what is returned."""
+        return self.park(Park("paused", str(exc)), cause=exc) or exc
 
     def record(
         self,
@@ -326,7 +331,7 @@ class Execution:
         if self.frame is not None:
             return self.journal.database_now()
         ordinal = self.branch.take()
-        past = self.past(self.branch, ordinal, name)
+        past = self.past(self.branch, ordinal, name, "value")
         if past:
             return replayed(self, past[-1]).told()
         self.journal.before_body(self)
@@ -343,11 +348,11 @@ class Execution:
                 "durable.uuid4() and durable.random() belong in the body of a workflow; in a step"
                 " use the standard library: the step's result is recorded anyway"
             )
-        return f"{self.id}/{self.branch.path}/{self.branch.draw()}"
+        return f"{self._pass}/{self.branch.path}/{self.branch.draw()}"
 
     # --- what waits
 
-    def place(self, verb: str, name: str) -> tuple[Place, Recorded | None]:
+    def place(self, verb: str, name: str, kind: str) -> tuple[Place, Recorded | None]:
         """Take the next place, for something to wait for; and what is recorded there, if it is over.
 
         Raises:
@@ -357,7 +362,7 @@ class Execution:
         self.refuse_in_step(verb)
         branch = self.branch
         ordinal = branch.take()
-        past = self.past(branch, ordinal, name)
+        past = self.past(branch, ordinal, name, kind)
         over = past[-1] if past and past[-1].settled else None
         return Place(self.id, self.attempt, branch.path, ordinal, name), over
 
@@ -420,10 +425,20 @@ class Execution:
         started: Mapping[str, Any] = self.step(Step(send, name, SENDING), (), {}, "dispatch")
         return started
 
+    @property
+    def _pass(self) -> str:
+        """Name this pass: its first step is another one than that of the pass before."""
+        return f"{self.id}/{self.passes}" if self.passes else self.id
+
+    def note(self, record: StepAttempt) -> None:
+        """Store what is no step: that something was decided at a place."""
+        self.write(record)
+
     def idempotency_key(self) -> str:
         """Return the running step's key for outside calls."""
         frame = self._current_frame("idempotency_key")
-        return str(uuid.uuid5(uuid.UUID(self.id), f"{frame.branch}/{frame.ordinal}/{frame.name}"))
+        seed = f"{frame.branch}/{frame.ordinal}/{frame.name}"
+        return str(uuid.uuid5(uuid.UUID(self.id), f"{seed}/{self.passes}" if self.passes else seed))
 
     def session(self) -> Any:
         """Return the running step's SQLAlchemy session."""
@@ -441,9 +456,11 @@ class Execution:
     def where(self) -> context.Current:
         """Describe the calling code's place."""
         if self.frame is None:
-            return context.Current(self.id, self.name, self.attempt)
+            step, number = None, None
+        else:
+            step, number = self.frame.name, self.frame.attempt
         return context.Current(
-            self.id, self.name, self.attempt, self.frame.name, self.frame.attempt
+            self.id, self.name, self.attempt, step, number, self.version, self.passes
         )
 
     def is_replaying(self) -> bool:

@@ -8,6 +8,19 @@ from dataclasses import dataclass
 
 from durable.errors import NonDeterministicWorkflow
 
+#: That the new way was taken at a place, see `durable.patched`. Takes no place itself.
+PATCH = "patch"
+
+#: How a kind is called in an error; steps have no more than their name.
+_CALLED = {
+    "dispatch": "start of {}",
+    "sleep": "a sleep",
+    "event": "wait for event {}",
+    "timer": "wait for a result with a timeout",
+    "fan_out": "fan-out over {}",
+    "value": "{}",
+}
+
 #: What is tried again when it fails. The rest, such as a wait, fails once.
 _ATTEMPTED = frozenset({"run", "dispatch"})
 
@@ -73,6 +86,7 @@ class History:
         self._places: dict[tuple[str, int], tuple[Recorded, ...]] = {}
         self._ahead: dict[str, int] = {}
         self._results: dict[str, Recorded] = {}
+        self._patches: set[tuple[str, int, str]] = set()
         self.noted: int | None = None
         for rank, row in enumerate(rows):
             self.empty = False
@@ -80,23 +94,31 @@ class History:
             if step.kind == "result":
                 self._results[step.branch] = step
                 continue
+            if step.kind == PATCH:
+                self.add_patch(step.branch, step.ordinal, step.name)
+                continue
             place = (step.branch, step.ordinal)
             known = self._places.get(place, ())
             # By their numbers: the clock may have been set back between two of them.
             self._places[place] = tuple(sorted((*known, step), key=_number)) if known else (step,)
             self._ahead[step.branch] = max(self._ahead.get(step.branch, -1), step.ordinal)
 
-    def attempts(self, branch: str, ordinal: int, name: str) -> tuple[Recorded, ...]:
+    def attempts(
+        self, branch: str, ordinal: int, name: str, kind: str = "run"
+    ) -> tuple[Recorded, ...]:
         """Look up the attempts at a place, oldest first.
 
         Raises:
-            NonDeterministicWorkflow: another step was recorded there.
+            NonDeterministicWorkflow: something else was recorded there.
         """
         found = self._places.get((branch, ordinal), ())
-        if found and found[-1].name != name:
+        if found and (found[-1].name != name or found[-1].kind != kind):
+            both_steps = found[-1].kind == kind == "run"
             raise NonDeterministicWorkflow(
-                f"the history has step {found[-1].name!r} at position {ordinal}, the code now asks"
-                f" for {name!r}. A workflow must take the same steps in the same order on every"
+                f"the history has {_called(found[-1].kind, found[-1].name)} at"
+                f" {_position(branch, ordinal)}, the code now asks for"
+                f" {repr(name) if both_steps else _called(kind, name)}."
+                " A workflow must take the same steps in the same order on every"
                 " replay: has it changed since the run started, or does it branch on time,"
                 " chance or outside state that is not itself a step?"
             )
@@ -125,11 +147,28 @@ class History:
         found = self._places.get((branch, ordinal), ())
         if found:
             raise NonDeterministicWorkflow(
-                f"the history has step {found[-1].name!r} at position {ordinal}, the code now ends"
-                " before it. Has the workflow changed since the run started, or does it branch on"
-                " time, chance or outside state that is not itself a step?"
+                f"the history has {_called(found[-1].kind, found[-1].name)} at"
+                f" {_position(branch, ordinal)}, the code now ends before it. Has the workflow"
+                " changed since the run started, or does it branch on time, chance or outside"
+                " state that is not itself a step?"
             )
 
     def covers(self, branch: str, ordinal: int) -> bool:
         """Tell whether something is recorded at this place or after it."""
         return ordinal <= self._ahead.get(branch, -1)
+
+    def is_patched(self, branch: str, ordinal: int, patch_id: str) -> bool:
+        """Tell whether the new way was taken before this place."""
+        return (branch, ordinal, patch_id) in self._patches
+
+    def add_patch(self, branch: str, ordinal: int, patch_id: str) -> None:
+        """Note that the new way is taken before this place."""
+        self._patches.add((branch, ordinal, patch_id))
+
+
+def _called(kind: str, name: str) -> str:
+    return _CALLED.get(kind, "step {}").format(repr(name))
+
+
+def _position(branch: str, ordinal: int) -> str:
+    return f"position {ordinal} of branch {branch}" if branch else f"position {ordinal}"

@@ -29,6 +29,7 @@ from durable.store import outcomes, queries, runs
 if TYPE_CHECKING:
     from celery import Celery
     from celery.result import AsyncResult
+    from kombu.entity import Queue
 
     from durable.app import Durable
     from durable.outbox import Caller
@@ -147,8 +148,8 @@ class Starter:
         """What makes rows of calls."""
         return self._preparer
 
-    def ring(self, doorbell: Doorbell) -> None:
-        """Publish the message of a run that is in Postgres.
+    def ring(self, doorbell: Doorbell, queue: Queue | None = None) -> None:
+        """Publish the message of a run that is in Postgres; to ``queue``, if given, and no other.
 
         Not through ``send_task``: that subscribes this process to the result,
         which the dispatcher does not wait for.
@@ -161,6 +162,9 @@ class Starter:
             options = priorities.ahead(
                 options, self._durable.settings.wake_priority, self._publisher.driver
             )
+        if queue is not None:
+            options = {key: options[key] for key in options.keys() - {"exchange", "routing_key"}}
+            options["queue"] = queue
         self._publisher.publish(
             lambda producer: self._send_message(
                 doorbell.id, doorbell.name, options, producer, retry=False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
@@ -20,6 +20,7 @@ from durable.on_commit import StartsInTransaction, starts_after_commit
 from durable.result import DurableResult
 from durable.steps import is_async, refuse_suspending
 from durable.store.runs import Park
+from durable.versions import checked_versions
 
 if TYPE_CHECKING:
     from celery.result import AsyncResult
@@ -52,6 +53,10 @@ class Workflow(Task):
     Attributes:
         deadline: duration after which a run that has not ended fails, counted
             from its start call; None: never.
+        version: of the code. A run keeps the one that it was started under, and
+            only workers that have it execute the run. None: any code runs any
+            run that has none.
+        accepts: older versions whose runs this code can go on with.
 
     Example:
         >>> from celery import Celery
@@ -69,6 +74,8 @@ class Workflow(Task):
     Strategy = "durable.request:strategy"
 
     deadline: Any = None
+    version: str | None = None
+    accepts: Sequence[str] = ()
 
     #: Whether Celery's backend is told STARTED, which is the claim's to say:
     #: Celery would do it for any message, also a late one of a run that failed.
@@ -94,6 +101,7 @@ class Workflow(Task):
             cls.durable_routing = {**cls.durable_routing, **routing}
         if cls.deadline is not None:
             parse_seconds(cls.deadline, name="deadline")
+        checked_versions(cls.version, cls.accepts)
         _refuse_misspelt(cls)
         refuse_suspending(cls.run, "a workflow")
         _take_async(cls)
@@ -109,6 +117,11 @@ class Workflow(Task):
         super().on_bound(app)
         if cls.track_started:
             cls.durable_track_started, cls.track_started = True, False
+
+    @classmethod
+    def runs_versions(cls) -> tuple[str, ...]:
+        """Return the versions whose runs this code executes, besides runs without one."""
+        return checked_versions(cls.version, cls.accepts)
 
     @property
     def durable(self) -> Durable:
@@ -350,6 +363,9 @@ def workflow(
         base: a subclass of `Workflow`.
         deadline: duration within which a run has to end, such as ``"7d"``.
         queue: queue of its messages.
+        version: of this code, such as ``"2"``: runs that it starts are executed only by
+            workers that have the version. None: any code runs any run that has none.
+        accepts: older versions whose runs this code can go on with.
         **options: Celery's task options: name, bind, max_retries, time_limit, ...
 
     Raises:
@@ -410,6 +426,7 @@ def _check_options(base: type[Workflow], options: Mapping[str, Any]) -> None:
             raise OptionError(f"@workflow does not know the option {option!r}.{hint}")
     if "deadline" in options and options["deadline"] is not None:
         parse_seconds(options["deadline"], name="deadline")
+    checked_versions(options.get("version"), options.get("accepts", ()))
 
 
 def _take_async(cls: type[Workflow]) -> None:

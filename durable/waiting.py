@@ -224,7 +224,7 @@ def sleeping_until(execution: Execution, when: object) -> Verb[None]:
 def _sleep(
     execution: Execution, verb: str, seconds: float | None, until: datetime | None
 ) -> Verb[None]:
-    place, over = execution.place(verb, "sleep")
+    place, over = execution.place(verb, "sleep", "sleep")
     if over is None and not execution.journal.inline:
         ask = partial(execution.journal.wait, waits.sleep, place, seconds, until)
         yield Waiting(ask, "sleeping", "sleep")
@@ -240,7 +240,7 @@ def awaiting_event(
     check_event_type(event_type)
     seconds = None if timeout is None else parse_seconds(timeout, name="timeout")
     read = reader(schema)
-    place, over = execution.place("wait_for_event", event_type)
+    place, over = execution.place("wait_for_event", event_type, "event")
     step: Any = over
     if step is None:
         ask = partial(_take_event, execution, place, seconds, read)
@@ -313,7 +313,7 @@ def awaiting_results(
     reason = f"result of {', '.join(task_ids[:3])}{' ...' if task_ids[3:] else ''}"
     if timeout is not None:
         seconds = parse_seconds(timeout, name="timeout")
-        place, over = execution.place("result.get", "result.get")
+        place, over = execution.place("result.get", "result.get", "timer")
         timer: Any = over
         if timer is None:
             ask = partial(_ask_in_time, execution, place, seconds, task_ids, before, to_failure)

@@ -6,13 +6,18 @@ from typing import Any
 
 import click
 
+from durable.cli.drain import drain
+
 # Celery imports this module at every start of its command line: what the
 # commands need is imported by them.
 
 
 @click.group()
 def durable() -> None:
-    """Durable workflows: the schema in Postgres."""
+    """Durable workflows: the schema in Postgres, and the runs in it."""
+
+
+durable.add_command(drain)
 
 
 @durable.command()

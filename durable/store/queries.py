@@ -60,6 +60,10 @@ class RunRow:
     deadline_at: datetime | None
     subject: str | None
     erased_at: datetime | None
+    version: str | None
+    generation: int
+    passes: int
+    handed_back: int
 
 
 _GET = """
@@ -67,7 +71,7 @@ SELECT id::text, namespace_id AS namespace, workflow_name AS name, status, worke
        retries, recoveries, reason, input, output, error, progress,
        created_at, started_at, completed_at,
        nullif(available_at, 'infinity') AS available_at, deadline_at,
-       subject, erased_at
+       subject, erased_at, version, generation, passes, handed_back
   FROM durable.workflow_runs
  WHERE id = %(id)s AND namespace_id = %(namespace)s
 """

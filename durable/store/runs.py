@@ -46,6 +46,7 @@ class NewRun:
     fan_index: int | None = None
     held: bool = False
     subject: str | None = None
+    version: str | None = None
 
 
 class Claim(NamedTuple):
@@ -65,12 +66,14 @@ class Claim(NamedTuple):
     reason: str | None
     tail: bool
     generation: int
+    passes: int
+    version: str | None
 
     @classmethod
     def from_texts(cls, row: Row) -> Claim:
         """Make one of the columns that a claim returns."""
         columns: dict[str, Any] = dict(zip(cls._fields, row, strict=True))
-        for number in ("attempt", "wake", "retries", "generation"):
+        for number in ("attempt", "wake", "retries", "generation", "passes"):
             columns[number] = int(columns[number])
         return cls(**{**columns, "tail": columns["tail"] == "true"})
 
@@ -86,6 +89,7 @@ _INSERT_INTO = """
 INSERT INTO durable.workflow_runs
        (id, namespace_id, workflow_name, status, input, message, queue, rung, rung_at, tail,
         parent_run_id, reports, on_parent_cancel, fan_out_id, fan_index, held, subject,
+        version,
         available_at, deadline_at, expires_at)
 """
 
@@ -98,6 +102,7 @@ _NEW_ROW = """
         %(parent)s::uuid, %(reports)s, %(on_parent_cancel)s, %(fan_out)s::uuid,
         %(fan_index)s::integer, %(held)s,
         %(subject)s,
+        %(version)s,
         least(CASE WHEN %(held)s THEN 'infinity' ELSE
                   now() + make_interval(secs => coalesce(%(delay)s::float8,
                       CASE WHEN %(rung)s THEN %(ring_again)s::float8 ELSE 0 END)) END,
@@ -249,7 +254,9 @@ def route(
 # 'pending' and the other 'running'. A run that has ended is claimable only
 # while the dispatcher has rung it for its undelivered continuation, once per
 # ring; its age doubles the pause, since there are some that Celery can never
-# deliver. An expired run stays for the dispatcher to end.
+# deliver. An expired run stays for the dispatcher to end. A run with a version
+# is for code that has it: its message may have come to any worker of the queue.
+# An ended one only has its stored outcome delivered, which any code can.
 _CLAIM = """
 UPDATE durable.workflow_runs
    SET status = CASE WHEN status = 'pending' THEN 'running' ELSE status END,
@@ -261,15 +268,18 @@ UPDATE durable.workflow_runs
                            ELSE now() + greatest(make_interval(secs => %(tail_timeout)s),
                                                  now() - completed_at) END,
        expires_at = NULL,
+       handed_back = 0,
+       reason = CASE WHEN starts_with(reason, 'lacking code') THEN NULL ELSE reason END,
        started_at = coalesce(started_at, now()),
        claimed_at = now()
  WHERE id = %(id)s AND namespace_id = %(namespace)s
-   AND (   (status = 'pending' AND (expires_at IS NULL OR expires_at > now()))
+   AND (   (status = 'pending' AND (expires_at IS NULL OR expires_at > now())
+            AND (version IS NULL OR version = ANY(%(versions)s::text[])))
         OR (status IN ('succeeded', 'failed', 'canceled') AND rung))
 RETURNING id::text, workflow_name, status, attempt::text, wake::text, input::text,
           coalesce(message::text, '{}'),
           output::text, error::text, retries::text, control, reason, tail::text,
-          generation::text
+          generation::text, passes::text, version
 """
 
 _claim = Prepared("durable_claim", _CLAIM)
@@ -291,15 +301,26 @@ StepRecord = tuple[str, int, str, int, str, str, "str | None", "str | None", "st
 
 
 def claim(
-    conn: Connection, run_id: str, namespace: str, *, worker: str, pid: int, tail_timeout: float
+    conn: Connection,
+    run_id: str,
+    namespace: str,
+    *,
+    worker: str,
+    pid: int,
+    tail_timeout: float,
+    versions: Sequence[str] = (),
 ) -> tuple[Claim, Sequence[StepRecord]] | None:
-    """Take a run and its whole history. None: it is not there for the taking."""
+    """Take a run and its whole history. None: it is not there for the taking.
+
+    ``versions`` are those that the worker's code can execute, besides runs without one.
+    """
     params = {
         "id": run_id,
         "namespace": namespace,
         "worker": worker,
         "pid": pid,
         "tail_timeout": tail_timeout,
+        "versions": "{" + ",".join(f'"{each}"' for each in versions) + "}",
     }
     row = _claim.row(conn, params)
     if row is None:

@@ -78,6 +78,20 @@ workflow_runs = sa.Table(
     ),
     sa.Column("subject", sa.Text, comment="whose data it has, by a tag of the user's"),
     sa.Column("erased_at", _timestamp, comment="its data was erased; run_actions says by whom"),
+    sa.Column(
+        "passes",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="how often continue_as_new began it anew",
+    ),
+    sa.Column(
+        "handed_back",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="messages since the last claim that workers without the code got",
+    ),
     sa.CheckConstraint(
         "status IN ('pending', 'running', 'sleeping', 'waiting', 'paused',"
         " 'succeeded', 'failed', 'canceled')",
@@ -266,6 +280,13 @@ workers = sa.Table(
     sa.Column("idle_beats", sa.Integer, nullable=False, comment="beats in a row with a free slot"),
     sa.Column("started_at", _timestamp, nullable=False, server_default=_now),
     sa.Column("beat_at", _timestamp, nullable=False, server_default=_now),
+    sa.Column(
+        "versions",
+        pg.ARRAY(sa.Text),
+        nullable=False,
+        server_default="{}",
+        comment="name@version of each version that it runs",
+    ),
 )
 
 # What all workers together know of a service's health.

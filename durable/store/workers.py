@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from durable.store.connections import Connection
 
@@ -22,6 +22,7 @@ class Beat:
     workflows: Sequence[str]
     free_slots: int
     idle_beats: int
+    versions: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Peer:
     queues: Sequence[str]
     workflows: Sequence[str]
     idle_beats: int
+    versions: Sequence[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,15 @@ _BEAT = """
 WITH beat AS (
     INSERT INTO durable.workers AS w
            (id, namespace_id, hostname, pid, pool, concurrency, queues, workflows, beat,
-            free_slots, idle_beats)
+            free_slots, idle_beats, versions)
     VALUES (%(id)s, %(namespace)s, %(hostname)s, %(pid)s, %(pool)s, %(concurrency)s,
-            %(queues)s, %(workflows)s, 1, %(free_slots)s, %(idle_beats)s)
+            %(queues)s, %(workflows)s, 1, %(free_slots)s, %(idle_beats)s,
+            %(versions)s)
     ON CONFLICT (id) DO UPDATE
        SET beat = w.beat + 1, free_slots = excluded.free_slots, queues = excluded.queues,
            concurrency = excluded.concurrency, idle_beats = excluded.idle_beats, beat_at = now()
 )
-SELECT (SELECT json_agg(json_build_array(id, beat, queues, workflows, idle_beats))::text
+SELECT (SELECT json_agg(json_build_array(id, beat, queues, workflows, idle_beats, versions))::text
           FROM durable.workers WHERE namespace_id = %(namespace)s),
        (SELECT json_object_agg(id, attempt)::text
           FROM durable.workflow_runs WHERE worker_id = %(id)s AND status = 'running')
@@ -69,7 +72,7 @@ def beat(conn: Connection, report: Beat) -> Pulse:
     import json
 
     params = {field: getattr(report, field) for field in Beat.__slots__}
-    params |= {"queues": list(report.queues), "workflows": list(report.workflows)}
+    params |= {key: list(params[key]) for key in ("queues", "workflows", "versions")}
     row = conn.execute(_BEAT, params).fetchone()
     peers, held = row or (None, None)
     return Pulse([Peer(*peer) for peer in json.loads(peers or "[]")], json.loads(held or "{}"))

@@ -10,6 +10,7 @@ from celery.utils.log import get_logger
 
 from durable.store import dispatch, outbox, runs
 from durable.store.cascade import cascade
+from durable.store.dispatch import Code
 from durable.store.errors import is_disconnect
 from durable.worker.duty import Duty
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from durable.store.outbox import Sent
     from durable.store.pool import Database
     from durable.store.workers import Peer
+    from durable.worker.own_queue import OwnQueue
 
 logger = get_logger(__name__)
 
@@ -44,7 +46,10 @@ class Dispatcher(Duty):
 
     Args:
         directory: gives the live workers.
-        own_names: workflows that this worker has registered.
+        own: workflows and versions that this worker has registered.
+        own_id: of this worker, to find it in the directory.
+        own_queue: for runs that have to come to this worker.
+        direct: whether all that this worker rings has to.
         late_error: stored failure, JSON text, of a run that missed its deadline.
     """
 
@@ -59,7 +64,10 @@ class Dispatcher(Duty):
         batch: int,
         ring_again: float,
         directory: Callable[[], Sequence[Peer]],
-        own_names: Sequence[str],
+        own: Code,
+        own_id: str,
+        own_queue: OwnQueue,
+        direct: bool,
         late_error: str,
     ) -> None:
         super().__init__(
@@ -72,7 +80,10 @@ class Dispatcher(Duty):
         self._batch = batch
         self._ring_again = ring_again
         self._directory = directory
-        self._own_names = own_names
+        self._own = own
+        self._own_id = own_id
+        self._own_queue = own_queue
+        self._direct = direct
         self._late_error = late_error
         self._conn: Connection | None = None
         self._next_in: float | None = None
@@ -89,14 +100,16 @@ class Dispatcher(Duty):
         more = True
         while more and not self.stopping:
             peers = self._directory()
+            idle = [peer for peer in peers if peer.idle_beats >= _IDLE_BEATS]
             due = dispatch.due(
                 self._conn,
                 self._namespace,
-                names=sorted({*self._own_names, *(n for p in peers for n in p.workflows)}),
-                own_names=self._own_names,
-                idle_queues=sorted(
-                    {q for p in peers if p.idle_beats >= _IDLE_BEATS for q in p.queues}
-                ),
+                names=sorted({*self._own.names, *(n for p in peers for n in p.workflows)}),
+                versions=sorted({*self._own.versions, *(v for p in peers for v in p.versions)}),
+                idle_queues=sorted({q for p in idle for q in p.queues}),
+                own=self._own,
+                own_idle=self._own_id in {p.id for p in idle},
+                direct=self._direct,
                 batch=self._batch,
                 ring_again=self._ring_again,
                 late_error=self._late_error,
@@ -162,6 +175,13 @@ class Dispatcher(Duty):
             return False
         return True
 
+    def _may_ring_all(self) -> bool:
+        """Tell whether a run that is for this worker may go to any worker of its queue.
+
+        Only where all know what to do with it. Not while this worker is starting.
+        """
+        return self._own_queue.refused and not self._direct
+
     def _ring(self, doorbells: Sequence[Doorbell]) -> None:
         unrung: list[str] = []
         away = False
@@ -170,7 +190,11 @@ class Dispatcher(Duty):
                 unrung.append(doorbell.id)
                 continue
             try:
-                self._starter.ring(self._routed(doorbell))
+                queue = self._own_queue.open() if doorbell.direct else None
+                if doorbell.direct and queue is None and not self._may_ring_all():
+                    unrung.append(doorbell.id)
+                    continue
+                self._starter.ring(self._routed(doorbell), queue)
             except Exception as exc:  # noqa: BLE001 - transports raise what they like
                 logger.warning("run %s could not be rung: %r", doorbell.id, exc)
                 unrung.append(doorbell.id)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from celery.utils.log import get_logger
 
-from durable.store import workers
+from durable.store import code, workers
 from durable.worker.duty import Duty
 from durable.worker.reaper import Reaper
 
@@ -116,3 +117,6 @@ class Heartbeat(Duty):
         )
         if released:
             logger.warning("released runs of unknown workers: %s", released)
+        lacking = Counter(code.tell_lacking(conn, report.namespace).values())
+        for reason, runs in lacking.items():
+            logger.warning("%d runs wait: %s", runs, reason)

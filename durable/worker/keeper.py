@@ -11,6 +11,7 @@ from celery.worker import state
 
 from durable.errors import DeadlineExceeded, RunLost, StoreError
 from durable.failures import encode_failure
+from durable.store.dispatch import Code
 from durable.store.errors import translated
 from durable.store.outcomes import Outcome
 from durable.store.workers import Beat, Recovery
@@ -18,6 +19,7 @@ from durable.task import Workflow
 from durable.worker.children import Children, processes_of, refill
 from durable.worker.dispatcher import Dispatcher
 from durable.worker.heartbeat import Heartbeat
+from durable.worker.own_queue import OwnQueue
 
 if TYPE_CHECKING:
     from durable.app import Durable
@@ -44,8 +46,10 @@ class Keeper:
         self._durable = durable
         self._worker = worker
         self._idle_beats = 0
-        self._names = sorted(
-            name for name, task in durable.app.tasks.items() if isinstance(task, Workflow)
+        own = {name: task for name, task in durable.app.tasks.items() if isinstance(task, Workflow)}
+        self._code = Code(
+            sorted(own),
+            sorted(f"{name}@{each}" for name, task in own.items() for each in task.runs_versions()),
         )
         settings, database = durable.settings, durable.database
         recovery = Recovery(settings.max_recoveries, self._stored(_lost(settings.max_recoveries)))
@@ -77,7 +81,10 @@ class Keeper:
             batch=settings.dispatch_batch,
             ring_again=settings.ring_interval,
             directory=lambda: self.heartbeat.peers,
-            own_names=self._names,
+            own=self._code,
+            own_id=durable.worker_id,
+            own_queue=OwnQueue(durable.app, worker, settings.publish_timeout),
+            direct=settings.accept_only,
             late_error=self._stored(DeadlineExceeded("the run did not end before its deadline")),
         )
 
@@ -130,9 +137,10 @@ class Keeper:
             pool=type(worker.pool).__module__.rpartition(".")[2],
             concurrency=concurrency,
             queues=sorted(durable.app.amqp.queues.consume_from),
-            workflows=self._names,
+            workflows=self._code.names,
             free_slots=free,
             idle_beats=self._idle_beats,
+            versions=self._code.versions,
         )
 
     def _stored(self, exc: Exception) -> str:

@@ -172,6 +172,13 @@ def make_vhost() -> str:
     return name
 
 
+def permit(vhost: str, configure: str) -> None:
+    """Say which queues may be made in a virtual host of `make_vhost`, by a regular expression."""
+    assert vhost != "/"
+    done = _rabbitmqctl("set_permissions", "-p", vhost, "guest", configure, ".*", ".*")
+    assert done is not None
+
+
 def drop_vhost(name: str) -> None:
     if name != "/":
         _rabbitmqctl("delete_vhost", name)

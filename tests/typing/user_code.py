@@ -78,8 +78,22 @@ def fulfil(order_id: str, cents: int = 0) -> Payment:
     assert_type(durable.random(), float)
     assert_type(durable.is_replaying(), bool)
     assert_type(durable.current().step, str | None)
+    assert_type(durable.current().version, str | None)
+    assert_type(durable.patched("gift-wrap"), bool)
+    if cents > 100:
+        durable.continue_as_new(order_id, cents=0)
     durable.set_progress(1, total=3, file="orders.csv")
     return charge(order_id, cents)
+
+
+@workflow(version="3", accepts=["1", "2"])
+def poll(mailbox: str) -> str:
+    if mailbox:
+        durable.continue_as_new(mailbox[1:])
+    return "done"
+
+
+assert_type(poll.delay("abc"), DurableResult)
 
 
 @workflow(bind=True)
@@ -164,6 +178,8 @@ def in_a_transaction(session: Session, connection: psycopg.Connection[Any]) -> N
 
 def look(result: DurableResult) -> None:
     assert_type(result.run().status, str)
+    assert_type(result.run().version, str | None)
+    assert_type(result.run().passes, int)
     assert_type(result.run().deadline_at, datetime | None)
     assert_type([each.name for each in result.steps()], list[str])
     assert_type(result.cancel("out of stock"), bool)
