@@ -159,13 +159,14 @@ class Preparer:
         """
         if any(not isinstance(each, MapRoute) for each in self._app.amqp.routes):
             return self.prepare(call, publish=False)[0]  # a function may look at the arguments
-        message = load_message(model.message)
+        message = stored_message.loaded(model.message, self._durable.codec)
         for name in ("argsrepr", "kwargsrepr"):
             if call.options.get(name) is None:
                 message.pop(name, None)
         text = encode_arguments(self._durable, call.task, call.args, call.kwargs)
         self._show_arguments(call, message)
-        return replace(model, id=call.options["task_id"], input=text, message=dump_message(message))
+        stored = stored_message.dumped(message, self._durable.codec)
+        return replace(model, id=call.options["task_id"], input=text, message=stored)
 
     def key(self, call: Call, run: NewRun) -> Key | None:
         """Read the idempotency key of a call; None: it has none.
@@ -173,7 +174,9 @@ class Preparer:
         Raises:
             OptionError: it is no key.
         """
-        return key_of(call.options, run.input, self._durable.settings.idempotency_ttl)
+        durable = self._durable
+        plain = durable.codec.open(run.input)
+        return key_of(call.options, plain, durable.settings.idempotency_ttl)
 
     def route(
         self, task: Workflow, text: str, *, queue: str | None, priority: int | None
@@ -199,7 +202,7 @@ class Preparer:
         message = self._message(call)
         queue = self._route(call, message)
         return {
-            "message": dump_message(message),
+            "message": stored_message.dumped(message, self._durable.codec),
             "queue": queue,
             "tail": self._has_tail(call),
             "deadline": _seconds(task.deadline, "deadline"),

@@ -167,10 +167,10 @@ def due(
     """Take up to ``batch`` due runs, mark them rung, return what to publish.
 
     ``names`` and ``versions`` are what some live worker has, ``own`` what this
-    one has; None: the same. ``own_idle``: whether it has a free slot.
+    one has. ``own_idle``: whether it has a free slot.
     ``direct``: whether all that it rings has to come to itself.
     """
-    own = own or Code(names, versions)
+    own = own or Code()
     rows = conn.execute(
         _DUE,
         {

@@ -20,7 +20,7 @@ import durable
 from durable import Durable, Workflow
 from durable.errors import MissingRights, OptionError, RunEnded, RunNotFound
 from durable.store import dispatch, outbox, steps
-from durable.store.dispatch import Doorbell
+from durable.store.dispatch import Code, Doorbell
 from durable.store.pool import Database
 from durable.store.runs import Park
 from durable.worker.dispatcher import Dispatcher
@@ -328,14 +328,17 @@ def test_a_rows_run_that_is_gone_stops_nobody(fulfil: Any, store: Store, session
 def dispatcher_of(database: Database, ring: Callable[[Doorbell], object]) -> Dispatcher:
     return Dispatcher(
         database,
-        SimpleNamespace(ring=ring),  # type: ignore[arg-type]
+        SimpleNamespace(ring=lambda bell, _: ring(bell)),  # type: ignore[arg-type]
         namespace="default",
         interval=1.0,
         listen=False,
         batch=10,
         ring_again=20.0,
         directory=list,
-        own_names=["shop.fulfil"],
+        own=Code(["shop.fulfil"]),
+        own_id="",
+        own_queue=SimpleNamespace(refused=False),  # type: ignore[arg-type]
+        direct=False,
         late_error="{}",
     )
 

@@ -179,8 +179,9 @@ def test_a_child_of_the_last_pass_that_ends_now_disturbs_nothing(store: Store) -
 def test_a_fan_out_that_still_counts_is_left_to_count(store: Store) -> None:
     claim = store.running()
     statement = (
-        "INSERT INTO durable.fan_outs (id, shard, workflow_run_id, remaining, stop_at_first)"
-        " VALUES (%s, %s, %s, %s, false)"
+        "INSERT INTO durable.fan_outs "
+        " (id, shard, workflow_run_id, remaining, stop_at_first, limited)"
+        " VALUES (%s, %s, %s, %s, false, false)"
     )
     ended, counting = (f"00000000-0000-4000-8000-{number:012}" for number in (1, 2))
     for fan_out, left in ((ended, 0), (counting, 2)):

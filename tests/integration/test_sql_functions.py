@@ -31,7 +31,8 @@ def enqueue(store: Store, more: str = "", *params: object) -> str:
 
 def due(store: Store, **options: Any) -> dispatch.Due:
     given = {"names": ["shop.order"], "idle_queues": [], "batch": 10, "ring_again": 20.0}
-    return dispatch.due(store.conn, store.namespace, **{**given, "late_error": "{}", **options})
+    given |= {"own": dispatch.Code(["shop.order"]), "late_error": "{}"}
+    return dispatch.due(store.conn, store.namespace, **{**given, **options})
 
 
 def test_a_run_is_as_one_that_python_has_started(store: Store) -> None:
@@ -63,7 +64,7 @@ def test_a_delay_is_an_interval_or_a_time(store: Store) -> None:
 
 def test_a_dispatcher_that_lacks_the_task_leaves_the_run_to_one_that_has_it(store: Store) -> None:
     run_id = enqueue(store)
-    assert due(store, own_names=[]).doorbells == []
+    assert due(store, own=dispatch.Code()).doorbells == []
     [doorbell] = due(store).doorbells
     assert (doorbell.id, doorbell.message) == (run_id, None)
 

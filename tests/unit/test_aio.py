@@ -280,7 +280,7 @@ def test_another_step_than_the_recorded_one_in_a_branch_pauses_the_run(ledger: L
     attempt = run(ledger, body)
     assert attempt.stopped == "paused"
     [park] = ledger.parks
-    assert "step 'take' at position 0, the code now asks for 'other'" in park.reason
+    assert "step 'take' at position 0 of branch 1, the code now asks for 'other'" in park.reason
 
 
 # --- what fails
