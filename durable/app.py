@@ -384,7 +384,7 @@ class Durable:
     def cancel(self, run_id: str, reason: str) -> None:
         """Cancel a run for Celery's sake; it is rung again if the database is away."""
         try:
-            self.database.call(runs.cancel, [run_id], self.settings.namespace, reason)
+            self.control.cancel_unfinished([run_id], reason)
         except StoreError as exc:
             logger.warning("run %s could not be canceled: %s", run_id, exc)
 

@@ -169,6 +169,18 @@ class Control:
         """
         return self._one("cancel", self._order([run_id], reason, actor))
 
+    def cancel_unfinished(
+        self, run_ids: Sequence[str], reason: str, actor: str | None = None
+    ) -> set[str]:
+        """Cancel those that have not ended, as ``revoke`` does: without a word about the rest.
+
+        Returns:
+            The ids of those for which there was something to do.
+        """
+        order = self._order(run_ids, reason, actor)
+        changes = self._durable.database.call(control.cancel, order)
+        return {change.run_id for change in changes if change.changed}
+
     def pause(self, run_id: str, *, reason: str | None = None, actor: str | None = None) -> bool:
         """Pause a run: at once, or before its next step if it is running.
 

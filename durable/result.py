@@ -13,7 +13,7 @@ from durable.errors import EncryptionError, RunErased, RunNotFound
 from durable.failures import decode_failure
 from durable.handles import of_body
 from durable.joining import join
-from durable.store import events, queries, runs, steps
+from durable.store import events, queries, steps
 
 if TYPE_CHECKING:
     from durable.app import Durable
@@ -208,8 +208,12 @@ class DurableResult(AsyncResult):
         rows = durable.database.call(steps.of_run, self.id, durable.settings.namespace)
         return [durable.codec.readable(row, "output", "error") for row in rows]
 
-    def cancel(self, reason: str = "canceled") -> bool:
+    def cancel(self, reason: str = "canceled", *, actor: str | None = None) -> bool:
         """Cancel the run: at once if it is parked or queued, else before its next step.
+
+        Args:
+            reason: why; kept in the audit and shown with the run.
+            actor: who asks; by default the user and host of this process.
 
         Returns:
             Whether there was something to cancel: False for a run that has ended.
@@ -225,9 +229,7 @@ class DurableResult(AsyncResult):
         """
         if not queries.is_run_id(self.id):
             return False
-        durable = self._durable
-        found = durable.database.call(runs.cancel, [self.id], durable.settings.namespace, reason)
-        return bool(found)
+        return bool(self._durable.control.cancel_unfinished([self.id], reason, actor))
 
     def send_event(
         self,

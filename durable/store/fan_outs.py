@@ -130,6 +130,7 @@ _COLUMNS = {
     "fan_index": "int",
     "held": "bool",
     "subject": "text",
+    "version": "text",
 }
 
 # The ids derive from the fan-out's, so that a repeat, by this claim or by the
@@ -144,11 +145,12 @@ WITH run AS MATERIALIZED (
     INSERT INTO durable.workflow_runs
            (id, namespace_id, workflow_name, status, input, message, queue, rung, tail,
             parent_run_id, on_parent_cancel, fan_out_id, fan_index, held, subject,
-            available_at, deadline_at, expires_at)
+            version, available_at, deadline_at, expires_at)
     SELECT i.id, run.namespace_id, i.name,
            CASE WHEN i.held THEN 'waiting' WHEN i.delay IS NULL THEN 'pending' ELSE 'sleeping' END,
            i.input::json, i.message::json, i.queue, false, i.tail,
            run.id, 'cancel', %(fan_out)s, i.fan_index, i.held, i.subject,
+           i.version,
            least(CASE WHEN i.held THEN 'infinity'
                       ELSE now() + make_interval(secs => coalesce(i.delay, 0)) END,
                  now() + make_interval(secs => i.deadline),

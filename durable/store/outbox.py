@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from durable.errors import RunEnded
-from durable.store import runs
+from durable.store import control, runs
 from durable.store.connections import Connection
+from durable.store.control import Order
 from durable.store.events import NewEvent
 from durable.store.queries import missing
 
@@ -77,10 +78,11 @@ class Sent:
     kind: str
     run_id: str
     reason: str | None
+    actor: str
 
 
 _PENDING = """
-SELECT id::text, seq, kind, workflow_run_id::text, reason FROM durable.outbox
+SELECT id::text, seq, kind, workflow_run_id::text, reason, actor FROM durable.outbox
  WHERE namespace_id = %(namespace)s AND seq > %(after)s
  ORDER BY seq LIMIT %(most)s
 """
@@ -110,7 +112,8 @@ def deliver(conn: Connection, sent: Sent, namespace: str) -> None:
     if sent.kind == "event":
         conn.execute(_DELIVER, {"id": sent.id})
         return
-    runs.cancel(conn, [sent.run_id], namespace, sent.reason or "canceled")  # twice does no harm
+    order = Order(sent.id, [sent.run_id], namespace, sent.actor, sent.reason)
+    control.cancel(conn, order)
     conn.execute(_DELETE, {"id": sent.id})
 
 

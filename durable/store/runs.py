@@ -494,7 +494,10 @@ RETURNING id::text, status, CASE WHEN tail THEN pg_notify('durable', namespace_i
 
 
 def cancel(conn: Connection, run_ids: Sequence[str], namespace: str, reason: str) -> dict[str, str]:
-    """Cancel runs; their new statuses by id. Ended and unknown ones are left out."""
+    """Cancel runs for the system's own reasons; people's requests go through `store.control`.
+
+    Their new statuses by id. Ended and unknown ones are left out.
+    """
     params = {"ids": list(run_ids), "namespace": namespace, "reason": reason}
     found = {row[0]: row[1] for row in conn.execute(_CANCEL, params).fetchall()}
     follow(conn, [run_id for run_id, status in found.items() if status in ENDED])

@@ -259,6 +259,7 @@ outbox = sa.Table(
     sa.Column("payload", pg.JSON),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("reason", sa.Text),
+    sa.Column("actor", sa.Text, nullable=False, server_default=sa.text("SESSION_USER")),
     sa.Column("created_at", _timestamp, nullable=False, server_default=_now),
 )
 sa.Index("outbox_seq", outbox.c.namespace_id, outbox.c.seq)

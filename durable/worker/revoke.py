@@ -10,7 +10,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
 from durable.errors import StoreError
-from durable.store import queries, runs
+from durable.store import queries
 
 if TYPE_CHECKING:
     from durable.app import Durable
@@ -51,7 +51,7 @@ def _cancel(durable: Durable, ids: set[str]) -> set[str]:
     possible = [each for each in ids if queries.is_run_id(each)]
     namespace = durable.settings.namespace
     try:
-        durable.database.call(runs.cancel, possible, namespace, "revoked")
+        durable.control.cancel_unfinished(possible, "revoked")
         return durable.database.call(queries.known, possible, namespace)
     except StoreError as exc:
         logger.warning("revoke could not reach the runs: %s", exc)

@@ -372,6 +372,7 @@ def upgrade() -> None:
         sa.Column("payload", pg.JSON),
         sa.Column("idempotency_key", sa.Text),
         sa.Column("reason", sa.Text),
+        sa.Column("actor", sa.Text, nullable=False, server_default=sa.text("SESSION_USER")),
         sa.Column("created_at", TIMESTAMP, nullable=False, server_default=NOW),
         schema="durable",
     )
