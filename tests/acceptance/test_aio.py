@@ -125,3 +125,15 @@ def test_a_worker_with_green_threads_pauses_the_run_and_says_why(
     wait_for(lambda: query(STATUS, run.id) == "paused", timeout=20, what="the run to be paused")
     assert "prefork, threads or solo" in (run.run().reason or "")
     assert trace.lines() == []
+
+
+def test_a_pass_ends_when_the_steps_of_its_branches_have(
+    app_module: ModuleType, celery_worker: WorkerNode, trace: Trace
+) -> None:
+    run = app_module.endless.delay(0, 3)
+    assert run.get(timeout=20) == ["a 2", "b 2", "slow 2"]
+    assert sorted(trace.lines()) == sorted(
+        f"{name} {n}" for name in ("a", "b", "slow") for n in range(3)
+    )
+    assert run.run().passes == 2
+    assert {step.name for step in run.steps()} == {"tests.apps.branches.mark", "farewell"}

@@ -178,3 +178,13 @@ async def late() -> str:
     except SoftTimeLimitExceeded:
         return await mark("in time")
     return "never"
+
+
+@app.task(name="branches.endless", base=Workflow)
+async def endless(done: int, of: int) -> list[str]:
+    """Begin anew out of the body while a branch is still in a step."""
+    slow = asyncio.create_task(mark(f"slow {done}", seconds=0.2))
+    names = await asyncio.gather(mark(f"a {done}"), mark(f"b {done}"))
+    if not durable.patched("farewell") or done + 1 < of:
+        durable.continue_as_new(done + 1, of)
+    return [*names, await slow]
