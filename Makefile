@@ -10,10 +10,11 @@
 #   make dev     only set up .venv for work
 #
 # Needs Python 3.10 or newer and pip. Another interpreter: make test PYTHON=python3.12
-# One test:                                                make test ARGS="-k embedded"
+# One test:                                                make test ARGS="-k embedded" TEST_PROCESSES=0
 
 PYTHON ?= python3
 ARGS ?=
+TEST_PROCESSES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
@@ -28,14 +29,15 @@ help:
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/demo.py $(ARGS)
 
+# Most of a test's time goes into waiting for workers, so several run at once.
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 storm: $(VENV)/.dev
 	@$(BIN)/python -m pytest --storm -m storm $(ARGS)
 
 test-oldest: $(OLDEST)/.dev
-	@$(OLDEST)/bin/python -m pytest $(ARGS)
+	@$(OLDEST)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 sweep: $(VENV)/.dev
 	@$(BIN)/python -m pytest tests/acceptance/test_crash_sweep.py --sweep full \

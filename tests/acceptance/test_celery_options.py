@@ -513,6 +513,7 @@ def test_events_tell_of_a_park_as_a_retry(shared: Shared) -> None:
     listener.start()
     try:
         assert listening.wait(5)
+        wait_for(lambda: seen, what="a heartbeat")  # Redis is asked for events a moment later
         run = shared.module.retries.delay("countdown")
         assert run.get(timeout=10) == 2
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -43,6 +43,9 @@ SELECT pg_notify('durable', 'default')
 SOON = 15
 
 
+T = TypeVar("T")
+
+
 @dataclass
 class World:
     """What the shop's outside world does, and what it has seen."""
@@ -76,22 +79,41 @@ class World:
     def worker(self) -> WorkerNode:
         return self.shared.workers[-1]
 
-    def kill_during(self, call: str) -> None:
-        """Kill the process that makes a call, before the call comes back; wait for it to be repeated."""
-        self.held.unlink(missing_ok=True)
-        with self.ordered("hold", call):
-            self.wait_for_call(call)
-            self.worker.kill_child(self._held())
-            self.wait_for_call(call, times=2)
+    def kill_during(self, start: Callable[[], T], *calls: str) -> T:
+        """Kill the process that makes a call, before the call comes back; wait for it to be repeated.
+
+        Held before ``start`` is called, which may be faster than the test; returns what it returns.
+        """
+        before = self.orders.read_text() if self.orders.exists() else ""
+        holds = [f"hold\t{call}\n" for call in calls]
+        self.orders.write_text(before + "".join(holds))
+        try:
+            started = start()
+            for call in calls:
+                self.held.unlink(missing_ok=True)
+                self.wait_for_call(call)
+                self.worker.kill_child(self._held(call))
+                self.wait_for_call(call, times=2)
+                holds.pop(0)
+                self.orders.write_text(before + "".join(holds))
+        finally:
+            self.orders.write_text(before)
+        return started
 
     @property
     def held(self) -> Path:
         return self.orders.with_name("held")
 
-    def _held(self) -> int:
+    def _held(self, call: str) -> int:
         """The process that makes a call which is held."""
-        held = self.held
-        return int(wait_for(lambda: held.exists() and held.read_text(), what="a held call"))
+
+        def process() -> str:
+            pid, _, held = (
+                self.held.read_text().partition("\t") if self.held.exists() else ("",) * 3
+            )
+            return pid if held.startswith(call) else ""
+
+        return int(wait_for(process, what=f"call {call!r} to be held"))
 
     def start_worker(self) -> None:
         self.shared.start_worker(args=("--without-mingle", "--without-gossip"))
@@ -170,8 +192,7 @@ def test_an_approval_is_asked_for_once_whatever_dies_afterwards(world: World) ->
     world.shared.wait_for_status(run.id, "waiting")
     world.let_time_pass(run.id)
     world.wait_for_call("mail\thead-of-sales@example.com: refund 9.90 of order r-4?")
-    run.send_event("approval", yes("grace"))
-    world.kill_during("refund\tr-4")
+    world.kill_during(lambda: run.send_event("approval", yes("grace")), "refund\tr-4")
     assert run.get(timeout=SOON)["approved"] is True
     assert world.calls("mail\tteam-lead@example.com: refund 9.90 of order r-4?") == 1
     assert world.calls("mail\thead-of-sales@example.com: refund 9.90 of order r-4?") == 1
@@ -199,8 +220,10 @@ def test_polling_ends_with_our_patience(world: World) -> None:
 
 def test_a_job_is_started_once_and_looked_at_where_it_was(world: World) -> None:
     before = world.calls("encoding_state")
-    run = videos.publish_video.delay("v-3", first_pause=0.01)
-    world.kill_during("mail\teverybody@example.com: watch v-3")
+    run = world.kill_during(
+        lambda: videos.publish_video.delay("v-3", first_pause=0.01),
+        "mail\teverybody@example.com: watch v-3",
+    )
     assert run.get(timeout=SOON) == "https://videos.example.com/v-3"
     assert world.calls("start_encoding\tv-3") == 1
     assert world.calls("encoding_state") == before + 3
@@ -245,8 +268,10 @@ def test_a_service_that_is_down_is_spared_until_it_is_back(world: World) -> None
 
 
 def test_a_rate_is_asked_for_once(world: World) -> None:
-    run = invoices.send_invoice.delay("i-9", 1000, "GBP")
-    world.kill_during("mail\tcustomer@example.com: invoice of i-9: 8.50 GBP")
+    run = world.kill_during(
+        lambda: invoices.send_invoice.delay("i-9", 1000, "GBP"),
+        "mail\tcustomer@example.com: invoice of i-9: 8.50 GBP",
+    )
     assert run.get(timeout=SOON)["amount"] == "8.50 GBP"
     assert world.calls("exchange_rate\tGBP") == 1
 
@@ -256,8 +281,7 @@ def test_a_rate_is_asked_for_once(world: World) -> None:
 
 def test_a_page_goes_without_what_cannot_be_had_and_says_so(world: World) -> None:
     with world.ordered("fail", "recommendations\tmug"):
-        run = storefront.publish_page.delay("mug")
-        world.kill_during("publish\tmug")
+        run = world.kill_during(lambda: storefront.publish_page.delay("mug"), "publish\tmug")
     page = run.get(timeout=SOON)
     assert (page["recommendations"], page["degraded"]) == ([], ["recommendations"])
     assert page["reviews"] == ["Best mug ever."]
@@ -289,8 +313,10 @@ def test_a_parent_waits_for_its_children_and_not_for_the_detached_one(world: Wor
 
 
 def test_a_child_that_loses_its_worker_costs_its_step_alone(world: World) -> None:
-    run = restock.restock.delay({"lamp": 5, "rug": 6}, "west")
-    world.kill_during("order_from_supplier\t5 x lamp")
+    run = world.kill_during(
+        lambda: restock.restock.delay({"lamp": 5, "rug": 6}, "west"),
+        "order_from_supplier\t5 x lamp",
+    )
     assert set(run.get(timeout=SOON)["orders"]) == {"lamp", "rug"}
     assert world.shared.query(CHILDREN, run.id) == 3
     assert world.calls("order_from_supplier\t6 x rug") == 1
@@ -302,9 +328,11 @@ def test_a_child_that_loses_its_worker_costs_its_step_alone(world: World) -> Non
 
 def test_a_renewal_charges_once_and_counts_once(world: World) -> None:
     taken = world.calls("money taken")
-    run = subscriptions.renew.delay("s-1", 990)
-    world.kill_during("charge\ts-1")  # the provider has it, we do not know
-    world.kill_during("index\ts-1")  # the row is written, not committed
+    run = world.kill_during(
+        lambda: subscriptions.renew.delay("s-1", 990),
+        "charge\ts-1",  # the provider has it, we do not know
+        "index\ts-1",  # the row is written, not committed
+    )
     done = run.get(timeout=SOON)
     assert done["months"] == 1
     assert world.calls("money taken") == taken + 1
@@ -344,8 +372,9 @@ def test_a_silent_editor_ends_it_unpublished(world: World) -> None:
 
 
 def test_no_answer_of_the_model_is_paid_for_twice(world: World) -> None:
-    run = research.write_article.delay("silk")
-    world.kill_during("read\tsilk: economy (page 2)")
+    run = world.kill_during(
+        lambda: research.write_article.delay("silk"), "read\tsilk: economy (page 2)"
+    )
     world.wait_for_call("mail\teditor@example.com: round 1: silk")
     world.shared.wait_for_status(run.id, "waiting")
 

@@ -47,7 +47,9 @@ def ordered(what: str, call: str) -> bool:
 def take_time(name: str, of: str) -> None:
     call = f"{name}\t{of}"
     if ordered("hold", call):
-        HELD.write_text(str(os.getpid()))
+        part = HELD.with_suffix(f".{os.getpid()}")
+        part.write_text(f"{os.getpid()}\t{call}")
+        part.replace(HELD)
     while ordered("hold", call):
         time.sleep(0.01)
     if ordered("fail", call):
