@@ -361,10 +361,26 @@ class DurableResult(AsyncResult):
         """Load what people did to the run: who, when and why."""
         return self._durable.control.actions(self.id) if queries.is_run_id(self.id) else []
 
-    def revoke(self, *args: Any, **kwargs: Any) -> None:
-        """Cancel the run, workers or no workers, and tell the workers as Celery does."""
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: str | None = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> Any:
+        """Cancel the run, workers or no workers. Arguments as in Celery.
+
+        Workers are told only if its process is to be terminated, or if it is no run:
+        a word that arrives late would cancel a run that was restarted meanwhile.
+        """
         self.cancel("revoked")
-        super().revoke(*args, **kwargs)
+        durable = self._durable
+        if not terminate and queries.is_run_id(self.id):
+            namespace = durable.settings.namespace
+            if durable.database.call(queries.known, [self.id], namespace):
+                return None
+        return super().revoke(connection, terminate, signal, wait, timeout)
 
     def forget(self) -> None:
         """Forget what Celery's backend holds; the run stays until it is pruned."""
