@@ -64,7 +64,7 @@ def _drain(
     done: str,
 ) -> float:
     if conn.execute("SELECT to_regclass(%s)", (table,)).fetchone()[0] is not None:
-        conn.execute(f"TRUNCATE {table}")
+        conn.execute(f"TRUNCATE {table} CASCADE")
     for _ in range(_TASKS):
         task.apply_async(args)
     with workers.worker(app):

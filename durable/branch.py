@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Frame:
     attempt: int
     kind: str = "run"
     transaction: StepTransaction | None = None
-    tasks: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] | None = None
 
     def roll_back(self) -> None:
         """Throw away what the body wrote through its session."""

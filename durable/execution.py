@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -305,10 +306,11 @@ class Execution:
 
     def obey(self, written: Written) -> None:
         """Act on how a write was answered."""
+        if written is Written.RECORDED:
+            return
         if written is Written.FENCED:
             raise self.suspend("fenced")
-        if written in {Written.CANCEL, Written.PAUSE}:
-            self.suspend(written.value)  # the next verb, or the end of the body, acts on it
+        self.suspend(written.value)  # the next verb, or the end of the body, acts on it
 
     def check_complete(self) -> None:
         """Raise if the body has ended before it came to a step that it once took.
@@ -411,8 +413,9 @@ class Execution:
         if frame is None:
             seed = f"{self.branch.path}/{self.branch.draw()}"
         else:
-            frame.tasks[name] += 1
-            seed = f"{frame.branch}/{frame.ordinal}/{frame.name}/{name}/{frame.tasks[name]}"
+            counted = frame.tasks = frame.tasks or Counter()  # made here: most steps start nothing
+            counted[name] += 1
+            seed = f"{frame.branch}/{frame.ordinal}/{frame.name}/{name}/{counted[name]}"
         return str(uuid.uuid5(uuid.UUID(self.id), f"task/{self.generation}/{seed}"))
 
     def dispatch(self, name: str, send: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
