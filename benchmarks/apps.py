@@ -44,19 +44,19 @@ def work(number: int) -> int:
     return number
 
 
-# Named apart: Celery shares the tasks of one app with all apps of the process.
-@durable_app.task(base=Workflow, name="durable.noop")
+# Not shared: else each app of the process has the tasks of all.
+@durable_app.task(shared=False, base=Workflow, name="durable.noop")
 def durable_noop() -> None:
     """Do nothing, durably."""
 
 
-@durable_app.task(base=Workflow, name="durable.steps")
+@durable_app.task(shared=False, base=Workflow, name="durable.steps")
 def durable_steps(count: int) -> int:
     """Take so many steps."""
     return sum(work(number) for number in range(count))
 
 
-@durable_app.task(base=Workflow, name="durable.fan_out")
+@durable_app.task(shared=False, base=Workflow, name="durable.fan_out")
 def durable_fan_out(count: int) -> dict[str, int]:
     """Do next to nothing so many times at once."""
     total = sum(fan_out(work, range(count)))
@@ -69,7 +69,7 @@ def read_clock() -> float:
     return time.time()
 
 
-@durable_app.task(base=Workflow, name="durable.receiver")
+@durable_app.task(shared=False, base=Workflow, name="durable.receiver")
 def durable_receiver(count: int) -> list[float]:
     """Wait for so many events, with a step after each."""
     times = []
@@ -79,11 +79,11 @@ def durable_receiver(count: int) -> list[float]:
     return times
 
 
-@database_app.task(name="database.noop")
+@database_app.task(shared=False, name="database.noop")
 def database_noop() -> None:
     """Do nothing; Celery keeps the result in Postgres."""
 
 
-@redis_app.task(name="redis.noop")
+@redis_app.task(shared=False, name="redis.noop")
 def redis_noop() -> None:
     """Do nothing; Celery keeps the result in Redis."""
