@@ -56,8 +56,11 @@ def started_once(execution: Execution, app: Celery, name: str, send: Callable[[]
 
 
 def _describe(result: Any) -> Mapping[str, Any]:
-    """What is recorded. ``others``: what was running already, started by somebody else."""
-    described = {"handle": _as_lists(result.as_tuple())}
+    """What is recorded. ``others``: what was running already, started by somebody else.
+
+    SQL looks at ``ids`` to find the outcomes of what was started.
+    """
+    described = {"ids": [*dict.fromkeys(ids_of(result))], "handle": _as_lists(result.as_tuple())}
     others = [task.id for task in tasks_of(result) if getattr(task, "durable_of_others", False)]
     return {**described, "others": others} if others else described
 

@@ -9,7 +9,7 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
 from psycopg import OperationalError, pq
-from psycopg.errors import error_from_result
+from psycopg.errors import InvalidSqlStatementName, error_from_result
 
 if TYPE_CHECKING:
     from durable.store.connections import Connection
@@ -65,7 +65,15 @@ class Prepared:
             prepared.add(self._name)
         given = [params[name] for name in self._params]
         values: Any = [None if value is None else str(value).encode() for value in given]
-        return _check(pgconn.exec_prepared(self._name, values), conn)
+        try:
+            return _check(pgconn.exec_prepared(self._name, values), conn)
+        except InvalidSqlStatementName:
+            # psycopg follows a ROLLBACK with DEALLOCATE ALL, once it has prepared
+            # something itself. Nothing was executed, so it may be done again.
+            prepared.clear()
+            _check(pgconn.prepare(self._name, self._numbered), conn)
+            prepared.add(self._name)
+            return _check(pgconn.exec_prepared(self._name, values), conn)
 
 
 def _check(result: Any, conn: Connection) -> Any:

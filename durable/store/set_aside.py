@@ -27,9 +27,9 @@ _ONWARD = """, begin AS (
 
 # Only what failed and was the end of it: the last place of its branch. A
 # failure with something recorded after it is one that the body has lived with;
-# undone, the body would come to another step than the next one recorded. A
-# started task that failed has its outcome beside the line of steps, so nothing
-# tells whether the body has lived with it; it is started anew.
+# undone, the body would come to another step than the next one recorded. So it
+# is with a started task that failed: it is started anew if nothing was recorded
+# in the branch since its outcome came.
 _FAILED = """, discarded AS (
     SELECT s.workflow_run_id, c.generation, s.branch, s.ordinal, s.step_name, s.attempt, s.kind,
            s.output
@@ -44,7 +44,12 @@ _FAILED = """, discarded AS (
                 SELECT FROM durable.step_attempts r
                  WHERE r.workflow_run_id = s.workflow_run_id AND r.kind = 'result'
                    AND r.set_aside = 0 AND r.status = 'failed'
-                   AND s.output::jsonb -> 'ids' ? r.branch)))
+                   AND s.output::jsonb -> 'ids' ? r.branch
+                   AND NOT EXISTS (
+                       SELECT FROM durable.step_attempts o
+                        WHERE o.workflow_run_id = s.workflow_run_id AND o.branch = s.branch
+                          AND o.set_aside = 0 AND o.kind <> 'result'
+                          AND o.created_at > r.completed_at))))
 )"""
 
 _ASIDE = """, aside AS (

@@ -101,6 +101,21 @@ def test_a_restart_from_a_step_does_again_what_follows_it(
     assert trace.lines()[3:] == ["add 1 2", "add 3 3"]
 
 
+def test_a_child_that_failed_is_started_anew_when_its_parent_is_restarted(
+    app_module: ModuleType, celery_worker: WorkerNode, trace: Trace, tmp_path: Path
+) -> None:
+    account = tmp_path / "account"
+    run = app_module.asks.delay(str(account))
+    with pytest.raises(durable.PermanentError):
+        run.get(timeout=10)
+    account.touch()
+    run.restart()
+    assert run.get(timeout=10) == 3
+    assert trace.count()["pay 2"] == 2
+    outcomes = [step.status for step in run.steps() if step.kind == "result"]
+    assert outcomes == ["succeeded"]  # the other one is set aside
+
+
 def test_a_restarted_run_delivers_its_callbacks_at_its_new_end(
     app_module: ModuleType, celery_worker: WorkerNode, trace: Trace, tmp_path: Path
 ) -> None:

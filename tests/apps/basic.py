@@ -155,3 +155,9 @@ def naps(seconds: float) -> int:
     first = add(1, 1)
     durable.sleep(seconds)
     return add(first, 1)
+
+
+@app.task(name="basic.asks", base=Workflow)
+def asks(account: str) -> int:
+    """Have a child pay."""
+    return add(pays.delay(1, account).get(), 0)

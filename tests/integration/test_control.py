@@ -194,7 +194,11 @@ def history(store: Store, *statuses: str) -> str:
 def restart(store: Store, run_id: str, begin: From) -> list[int]:
     """Restart; the positions that still count."""
     control.restart(store.conn, order(run_id), begin)
-    return [ordinal for ordinal, *_, aside in store.steps(run_id) if aside == 0]
+    return [
+        ordinal
+        for ordinal, name, *_, aside in store.steps(run_id)
+        if aside == 0 and name != "result"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,10 @@ def test_a_failure_that_the_body_has_lived_with_stays(store: Store) -> None:
     assert restart(store, run_id, From("failed")) == [0, 1]
 
 
-def test_a_started_task_that_failed_is_started_anew_and_what_follows_counts(store: Store) -> None:
+@pytest.mark.parametrize("lived_with", [False, True])
+def test_a_started_task_that_failed_is_started_anew_unless_the_body_went_on(
+    store: Store, lived_with: bool
+) -> None:
     claim = store.running()
     task = str(uuid.uuid4())
     row = step_of(claim, 0, "child", output=json.dumps({"ids": [task]}))
@@ -237,9 +244,11 @@ def test_a_started_task_that_failed_is_started_anew_and_what_follows_counts(stor
     record(store.conn, step_of(claim, 1, "other"))
     failed = outcomes.Outcome(claim.id, task, "child", "failed", error="{}")
     outcomes.deliver(store.conn, failed)
+    if lived_with:
+        record(store.conn, step_of(claim, 2, "fallback")._replace(seconds=0.0))
     store.finish(claim, "failed")
-    assert restart(store, claim.id, From("failed")) == [1]
-    assert outcome_rows(store, claim.id) == [(task, "failed", 1)]
+    assert restart(store, claim.id, From("failed")) == ([0, 1, 2] if lived_with else [1])
+    assert outcome_rows(store, claim.id) == [(task, "failed", 0 if lived_with else 1)]
 
 
 def test_the_outcome_of_a_task_is_kept_for_a_parent_that_is_restarted(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -345,3 +346,24 @@ def test_an_error_of_the_callers_own_comes_out_as_it_is(database: Database) -> N
 
     with pytest.raises(KeyError, match="mine"):
         database.call(query)
+
+
+def test_statements_that_psycopg_has_thrown_away_are_prepared_again(store: Store) -> None:
+    """It does so with a ROLLBACK, once it has prepared something itself."""
+    before = store.running()
+    store.conn.execute("DEALLOCATE ALL")
+    claim = store.running()
+    store.conn.execute("DEALLOCATE ALL")
+    assert steps.record(store.conn, step_of(claim)) is Written.RECORDED
+    store.conn.execute("DEALLOCATE ALL")
+    assert store.finish(claim)
+    assert store.finish(before)
+
+
+def test_a_rolled_back_transaction_leaves_a_connection_usable(store: Store) -> None:
+    claim = store.running()
+    for _ in range((store.conn.prepare_threshold or 0) + 2):
+        store.conn.execute("SELECT 1")
+    with suppress(ZeroDivisionError), store.conn.transaction():
+        raise ZeroDivisionError
+    assert store.finish(claim)
