@@ -69,7 +69,7 @@ def run(
     else:
         about = json.loads(over.context or "{}")
         fan_out.check(over.kind, about.get("items", -1))
-    return _results(execution.services, calls, outcome)
+    return _results(execution.services, calls, outcome, return_exceptions)
 
 
 def _checked_limit(limit: object, calls: Calls) -> int:
@@ -195,14 +195,18 @@ def _lots(rows: Sequence[NewRun]) -> Iterator[list[NewRun]]:
 # --- outcomes
 
 
-def _results(services: Services, calls: Calls, outcome: Any) -> list[Any]:
+def _results(services: Services, calls: Calls, outcome: Any, return_exceptions: bool) -> list[Any]:
     if outcome.status == "failed":
         about = json.loads(outcome.context)
         raise _error(services, calls, about, outcome.error)
     values: list[Any] = services.codec.decode(outcome.output)
-    for failed in json.loads(outcome.error or "[]"):
+    failures = json.loads(outcome.error or "[]")
+    for failed in sorted(failures, key=lambda each: each["about"]["item"]):
         about, error = failed["about"], failed["error"]
-        values[about["item"]] = _error(services, calls, about, error and json.dumps(error))
+        exc = _error(services, calls, about, error and json.dumps(error))
+        if not return_exceptions:  # all had succeeded, and this one was erased since
+            raise exc
+        values[about["item"]] = exc
     return values
 
 

@@ -19,6 +19,7 @@ from kombu.utils.uuid import uuid as random_id
 
 from durable import context
 from durable.handles import WAITER, of_body, send_once, started_once
+from durable.keys import refuse_in_chord
 
 _COMPOSITES = (canvas._chain, canvas.group, canvas._chord)  # noqa: SLF001 - there is no other seam
 
@@ -44,6 +45,8 @@ def _new_id() -> str:
 def _remembered(apply_async: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(apply_async)
     def start(signature: Any, *args: Any, **kwargs: Any) -> Any:
+        if signature.get("subtask_type") == "chord":
+            refuse_in_chord({**signature.options, **kwargs})
         execution = of_body()
         if execution is None:
             return apply_async(signature, *args, **kwargs)

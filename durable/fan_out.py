@@ -14,7 +14,8 @@ from celery.canvas import Signature
 
 from durable._fan_out import Calls, run
 from durable.context import active
-from durable.items import Item, item_of, name_of, target_of
+from durable.errors import OptionError
+from durable.items import Item, item_for, item_of, name_of, target_of
 from durable.steps import Step, StepSignature
 from durable.waiting import Verb, drive
 
@@ -61,7 +62,8 @@ def fan_out(
 
     Args:
         fn: a step at the top of a module, a workflow, a Celery task, or a
-            signature of one. The item becomes its first argument.
+            signature of one. The item becomes its first argument, before those of
+            the signature.
         items: anything to iterate over; the same number on every replay.
         max_concurrency: how many items may be begun and not ended at a time;
             None: any number.
@@ -74,7 +76,8 @@ def fan_out(
         Exception: that of the first item that failed.
         celery.exceptions.TaskRevokedError: an item was canceled.
         NotInWorkflow: outside the body of a workflow.
-        OptionError: ``fn`` is nothing that another worker could find.
+        OptionError: ``fn`` is nothing that another worker could find, or ``items``
+            is nothing to iterate over.
 
     Example:
         >>> @step
@@ -144,8 +147,13 @@ def fanning_out(
 ) -> Verb[list[Any]]:
     """Call one thing for many items."""
     target = target_of(fn, "durable.fan_out()")
+    if not isinstance(items, Iterable):
+        raise OptionError(
+            f"durable.fan_out() calls {name_of(target)!r} once for each item, and items must be"
+            f" iterable, such as a list, not {items!r:.200}"
+        )
     things = items if isinstance(items, Sequence) else list(items)
-    calls = Calls("fan_out", name_of(target), things, lambda thing: Item(target, (thing,), {}))
+    calls = Calls("fan_out", name_of(target), things, lambda thing: item_for(target, thing))
     return run(execution, calls, max_concurrency, return_exceptions)
 
 

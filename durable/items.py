@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from celery import Task, signature
 from celery.canvas import Signature
+from celery.result import allow_join_result
 
 from durable import context, loop, stored_message
 from durable.context import active
@@ -113,19 +114,20 @@ class Item:
             return execution.step(self.target, self.args, self.kwargs)
         token = context.running.set(None)  # a workflow is a run of its own
         try:
-            return self.target.apply(self.args).get(disable_sync_subtasks=False)
+            with allow_join_result():  # a chain and a chord wait for their parts
+                return self.target.apply(self.args).get()
         finally:
             context.running.reset(token)
 
 
-def target_of(given: object, where: str) -> Step[..., Any] | Signature:
+def target_of(given: object, where: str) -> Step[..., Any] | StepSignature[Any] | Signature:
     """Check what is to be called for each item.
 
     Raises:
         OptionError: it is nothing that a worker could execute.
     """
-    if isinstance(given, Step):
-        place_of(given)
+    if isinstance(given, (Step, StepSignature)):
+        place_of(given if isinstance(given, Step) else given.step)
         return given
     if isinstance(given, Task):
         return given.s()
@@ -134,6 +136,13 @@ def target_of(given: object, where: str) -> Step[..., Any] | Signature:
     raise OptionError(
         f"{where} takes a step (@step), a workflow, a Celery task or a signature, not {given!r:.200}"
     )
+
+
+def item_for(target: Step[..., Any] | StepSignature[Any] | Signature, thing: object) -> Item:
+    """Make the item of one of the things that ``target`` is called for: it comes first."""
+    if isinstance(target, StepSignature):
+        return Item(target.step, (thing, *target.args), target.kwargs)
+    return Item(target, (thing,), {})
 
 
 def item_of(given: object) -> Item:
@@ -154,8 +163,10 @@ def item_of(given: object) -> Item:
     )
 
 
-def name_of(target: Step[..., Any] | Signature) -> str:
+def name_of(target: Step[..., Any] | StepSignature[Any] | Signature) -> str:
     """Return the name of a step or task."""
+    if isinstance(target, StepSignature):
+        target = target.step
     return target.name if isinstance(target, Step) else str(target.task)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from durable.durations import parse_seconds
 from durable.errors import IdempotencyConflict, OptionError, PayloadError
+from durable.masking import HIDDEN
 from durable.store.runs import Key
 
 if TYPE_CHECKING:
     from durable.codec import Codec
+    from durable.masking import Mask
     from durable.store.runs import NewRun
 
 #: Options of `apply_async` that only a workflow can have.
@@ -22,6 +25,8 @@ _REUSE = ("after_ttl", "after_failure", "after_end")
 _LONGEST = 255
 _SHOWN = 60
 _DIFFERENCES = 3
+#: How deep an argument is in an input: args[0], kwargs.name.
+_ARGUMENT = 2
 _SECRET = re.compile(r"pass(word|phrase|wd)|secret|token|api_?key|authorization|card|cvv|cvc|iban")
 
 
@@ -95,6 +100,19 @@ def refuse_in_canvas(signatures: Any) -> None:
                 )
 
 
+def refuse_in_chord(options: Mapping[str, Any]) -> None:
+    """Refuse a transaction for a chord: its body, which gets the options too, is sent by a worker.
+
+    Raises:
+        OptionError: it is given.
+    """
+    if options.get("transaction") is not None:
+        raise OptionError(
+            "transaction= for a chord: its body is started by a worker, after your transaction."
+            " Start one workflow in the transaction, and the chord in that one's body"
+        )
+
+
 def _options_in(signatures: Any) -> Iterator[Mapping[str, Any]]:
     """Go through the options of signatures, and of what is in them."""
     if isinstance(signatures, Mapping):
@@ -108,12 +126,35 @@ def _options_in(signatures: Any) -> Iterator[Mapping[str, Any]]:
             yield from _options_in(each)
 
 
-def conflict(run: NewRun, key: Key, run_id: str, theirs: str, codec: Codec) -> IdempotencyConflict:
-    """Make the error for a key whose run was started with another input, JSON text ``theirs``."""
+def conflict(
+    run: NewRun,
+    key: Key,
+    run_id: str,
+    theirs: str,
+    *,
+    codec: Codec,
+    mask: Mask,
+    function: Callable[..., Any] | None,
+) -> IdempotencyConflict:
+    """Make the error for a key whose run was started with another input.
+
+    Args:
+        run: that was to be started.
+        key: that it was to have.
+        run_id: of the run that has it.
+        theirs: JSON text of that run's input.
+        codec: reads both inputs.
+        mask: of the app; what it hides is not in the error.
+        function: of the workflow, whose parameters are the names of positional arguments.
+    """
     try:
-        different = list(_differences("", codec.decode(theirs), codec.decode(key.plain)))
+        there, here = codec.decode(theirs), codec.decode(key.plain)
     except PayloadError:
         different = ["an input that cannot be read here"]
+    else:
+        differences = _Differences(mask.hides_all)
+        seen = (_seen(given, mask, function) for given in (there, here))
+        different = list(differences.of("", _Sides(there, here, *seen)))
     more = "; ..." if len(different) > _DIFFERENCES else ""
     shown = "; ".join(different[:_DIFFERENCES]) + more or "in its form only"
     return IdempotencyConflict(
@@ -123,32 +164,92 @@ def conflict(run: NewRun, key: Key, run_id: str, theirs: str, codec: Codec) -> I
     )
 
 
-def _differences(path: str, there: Any, here: Any) -> Iterator[str]:
-    """Describe where two inputs differ, with secrets left out."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in dict.fromkeys((*there, *here)):
-            sub = f"{path}.{name}".lstrip(".")
-            if name not in there or name not in here:
-                where = "there" if name in there else "here"
-                yield f"{sub} only {where}: {_masked(sub, (there if name in there else here)[name])}"
-            else:
-                yield from _differences(sub, there[name], here[name])
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for index, (left, right) in enumerate(zip(there, here, strict=True)):
-            yield from _differences(f"{path}[{index}]", left, right)
-    elif type(there) is not type(here) or there != here:
-        yield f"{path}: there {_masked(path, there)}, here {_masked(path, here)}"
+def _seen(given: Any, mask: Mask, function: Callable[..., Any] | None) -> Any:
+    """What people may see of an input."""
+    if isinstance(given, dict) and given.keys() == {"args", "kwargs"}:
+        args, kwargs = mask.arguments(function, given["args"], given["kwargs"])
+        return {"args": args, "kwargs": kwargs}
+    return mask.value(given)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """Two values that are compared, and what may be seen of them."""
+
+    there: Any
+    here: Any
+    seen_there: Any
+    seen_here: Any
+
+    def part(self, key: Any) -> _Sides:
+        return _Sides(
+            self.there[key],
+            self.here[key],
+            _part(self.seen_there, key),
+            _part(self.seen_here, key),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Differences:
+    """Describes where two inputs differ, with secrets left out.
+
+    Attributes:
+        paths_only: whether no value is shown, and of an argument nothing but its name:
+            keys in it are data too.
+    """
+
+    paths_only: bool
+
+    def of(self, path: str, sides: _Sides, depth: int = 0) -> Iterator[str]:
+        """Go through the differences of two values."""
+        there, here = sides.there, sides.here
+        if self.paths_only and depth == _ARGUMENT:
+            if type(there) is not type(here) or there != here:
+                yield path
+        elif isinstance(there, dict) and isinstance(here, dict):
+            for name in dict.fromkeys((*there, *here)):
+                sub = f"{path}.{name}".lstrip(".")
+                if name in there and name in here:
+                    yield from self.of(sub, sides.part(name), depth + 1)
+                elif name in there:
+                    yield self._only(sub, "there", _part(sides.seen_there, name))
+                else:
+                    yield self._only(sub, "here", _part(sides.seen_here, name))
+        elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+            for index in range(len(there)):
+                yield from self.of(f"{path}[{index}]", sides.part(index), depth + 1)
+        elif type(there) is not type(here) or there != here:
+            yield self._both(path, sides)
+
+    def _only(self, path: str, where: str, seen: Any) -> str:
+        only = f"{path} only {where}"
+        return only if self.paths_only else f"{only}: {_masked(path, seen)}"
+
+    def _both(self, path: str, sides: _Sides) -> str:
+        if self.paths_only:
+            return path
+        seen = _masked(path, sides.seen_there), _masked(path, sides.seen_here)
+        return f"{path}: there {seen[0]}, here {seen[1]}"
+
+
+def _part(seen: Any, key: Any) -> Any:
+    """A part of what may be seen; nothing of what is hidden as a whole."""
+    try:
+        return HIDDEN if isinstance(seen, str) else seen[key]
+    except (LookupError, TypeError):
+        return HIDDEN
 
 
 def _masked(path: str, value: Any) -> str:
-    if _SECRET.search(path.lower()):
-        return "***"
+    if value == HIDDEN or _SECRET.search(path.lower()):
+        return HIDDEN
     if isinstance(value, (dict, list)):
         try:
             if _SECRET.search(json.dumps(value, default=str).lower()):
-                return "***"
+                return HIDDEN
         except ValueError:
-            return "***"
+            return HIDDEN
     return _short(value)
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from durable.steps import Step
     from durable.store.waits import Wait
 
-#: Between two looks for events and outcomes while other branches work, in seconds.
+#: Between two looks whether something was sent to the run, or stops it, in seconds.
 _LOOK_EACH = 1.0
 #: How long nothing has to happen in a body that has sockets of its own, in seconds.
 _QUIET = 1.0
@@ -128,8 +128,8 @@ class LoopDriver(InlineDriver):
         self._deliveries: list[tuple[float, int, asyncio.Future[None]]] = []
         self._rounds = 0
         self._wake: int | None = None
-        self._look_at = math.inf
         self._happened_at = self._progress_at = self._clock()
+        self._look_at = self._progress_at + _LOOK_EACH
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run the body until it has ended, or none of its branches can go on."""
@@ -233,8 +233,6 @@ class LoopDriver(InlineDriver):
         self._open[opened] = None
         self._set_due(opened, wait)
         self._progress_at = self._clock()
-        if waiting.status == "waiting" and self._look_at == math.inf:
-            self._look_at = self._clock() + _LOOK_EACH
         return opened
 
     def _set_due(self, opened: _Open, wait: Wait) -> None:
@@ -270,7 +268,7 @@ class LoopDriver(InlineDriver):
                 return self._soon(self._park)
             until = min(until, quiet)
         pause = until - now
-        return timeout if pause == math.inf or (timeout is not None and timeout <= pause) else pause
+        return timeout if timeout is not None and timeout <= pause else pause
 
     def _soon(self, callback: Callable[[], None]) -> float:
         self._loop.call_soon(callback)
@@ -297,18 +295,32 @@ class LoopDriver(InlineDriver):
 
     def _look(self) -> None:
         """Ask again for what is due, and for the rest if something was sent to the run."""
+        if self._execution.suspension is not None:  # since this look was decided upon
+            return
         now = self._clock()
         asked = [opened for opened in self._open if opened.due <= now]
         if self._look_at <= now:
             awaited = [each for each in self._open if each.waiting.status == "waiting"]
-            self._look_at = now + _LOOK_EACH if awaited else math.inf
-            if awaited and self._was_woken():
+            # A step that runs is not interrupted, and what comes after it looks for itself.
+            # But a body that awaits something of its own comes to no step that would.
+            if not self.working and not self._may_go_on():
+                return
+            if (awaited or not self.working) and self._was_woken():
                 asked = list(dict.fromkeys([*asked, *awaited]))
+            self._look_at = self._clock() + _LOOK_EACH
         for opened in asked:
             if self._execution.suspension is not None:
                 return
             if opened.future is not None and not opened.future.done():
                 self._ask(opened, opened.future)
+
+    def _may_go_on(self) -> bool:
+        """Tell whether this worker still has the run, and is not to hand it back."""
+        try:
+            self._execution.journal.before_body(self._execution)
+        except Suspend:
+            return False
+        return True
 
     def _was_woken(self) -> bool:
         execution = self._execution

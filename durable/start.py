@@ -105,7 +105,9 @@ class Starter:
             options["task_id"] = options.get("task_id") or id_of_entry(name)
         as_message = self._durable.settings.accept_only and _rows.get() is None
         if not isinstance(task, Workflow) or as_message:
-            if task is not None and options.get("on_parent_cancel") is not None:
+            if as_message and isinstance(task, Workflow):
+                _drop_policy(name, options)
+            elif task is not None and options.get("on_parent_cancel") is not None:
                 raise OptionError(
                     f"on_parent_cancel= is for workflows, and {name!r} is a plain task"
                 )
@@ -216,7 +218,7 @@ class Starter:
         run, message = self._preparer.prepare(call, publish=publish)
         key = self._preparer.key(call, run)
         if key is not None:
-            run_id = self._insert_keyed(caller, run, key)
+            run_id = self._insert_keyed(call, caller, run, key)
         else:
             run_id = run.id
             if not caller.call(runs.insert, run):
@@ -226,7 +228,7 @@ class Starter:
             self._ring_first(call, run.id, message)
         return result
 
-    def _insert_keyed(self, caller: Caller, run: runs.NewRun, key: runs.Key) -> str:
+    def _insert_keyed(self, call: Call, caller: Caller, run: runs.NewRun, key: runs.Key) -> str:
         """Accept a run, or find the one that its key stands for; the id.
 
         Raises:
@@ -235,7 +237,16 @@ class Starter:
         run_id, same = caller.call(runs.insert_keyed, run, key)
         if not same:
             theirs = caller.call(queries.input_of, run_id)
-            raise conflict(run, key, run_id, theirs or "null", self._durable.codec)
+            durable = self._durable
+            raise conflict(
+                run,
+                key,
+                run_id,
+                theirs or "null",
+                codec=durable.codec,
+                mask=durable.mask,
+                function=call.task.run,
+            )
         return run_id
 
     def _started_before(self, call: Call, caller: Caller, run: runs.NewRun) -> AsyncResult[Any]:
@@ -329,6 +340,16 @@ class Starter:
         if options.get("add_to_parent", True) and parent:
             parent.add_trail(result)
         return result
+
+
+def _drop_policy(name: str, options: dict[str, Any]) -> None:
+    """Leave out what a message cannot say: which run it is tied to."""
+    if options.pop("on_parent_cancel", None) not in {None, "abandon"}:
+        logger.warning(
+            "%s is started without on_parent_cancel='cancel': durable_accept_only has it sent as an"
+            " ordinary message. It goes on if its parent is canceled",
+            name,
+        )
 
 
 def _is_workflow(task: object) -> bool:

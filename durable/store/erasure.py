@@ -163,6 +163,12 @@ UPDATE durable.step_attempts SET output = NULL, error = NULL, context = NULL
 UPDATE durable.workflow_events SET payload = 'null', error = NULL, idempotency_key = NULL
  WHERE workflow_run_id = ANY(%(ids)s::uuid[])
 """,
+    # A hash of few possible inputs tells which it was. The key itself stays taken; if
+    # another run takes it meanwhile, the row is that one's and no longer matches.
+    """
+UPDATE durable.idempotency_keys SET input_hash = NULL
+ WHERE workflow_run_id = ANY(%(ids)s::uuid[])
+""",
     """
 INSERT INTO durable.run_actions
        (order_id, workflow_run_id, action, actor, reason, before, after)

@@ -239,7 +239,7 @@ idempotency_keys = sa.Table(
     sa.Column("workflow_name", sa.Text, primary_key=True),
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("workflow_run_id", pg.UUID, nullable=False),
-    sa.Column("input_hash", sa.Text, nullable=False),
+    sa.Column("input_hash", sa.Text, comment="NULL: erased, any input is the same"),
     sa.Column("ttl", pg.INTERVAL, nullable=False, comment="counted from the end of the run"),
     sa.Column("created_at", _timestamp, nullable=False, server_default=_now),
 )

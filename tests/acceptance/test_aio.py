@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -105,6 +106,25 @@ def test_runs_end_in_the_ways_that_celery_knows(
         "late is interrupted": 1,
         "in time": 1,
     }
+
+
+def test_a_body_that_awaits_something_of_its_own_can_be_stopped(
+    app_module: ModuleType, start_worker: StartWorker, query: Query, trace: Trace
+) -> None:
+    worker = start_worker(concurrency=3)
+    runs = {
+        label: app_module.absent.delay(label, how)
+        for label, how in (("canceled", "event"), ("paused", "timer"), ("handed back", "event"))
+    }
+    wait_for(lambda: set(runs) <= set(trace.lines()), what="all bodies to wait")
+    runs["canceled"].cancel()
+    runs["paused"].pause()
+    wait_for(lambda: query(STATUS, runs["canceled"].id) == "canceled", timeout=5, what="the cancel")
+    wait_for(lambda: query(STATUS, runs["paused"].id) == "paused", timeout=5, what="the pause")
+    worker.signal(signal.SIGTERM, main_only=True)
+    assert worker.wait_gone() == 0
+    assert query(STATUS, runs["handed back"].id) == "pending"
+    assert trace.count() == {each: 1 for label in runs for each in (label, f"{label} is left")}
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup came with Python 3.11")

@@ -139,6 +139,20 @@ async def waits(gate: str) -> None:
     await mark("never")
 
 
+@app.task(name="branches.absent", base=Workflow)
+async def absent(label: str, how: str) -> None:
+    """Wait for something that durable knows nothing of."""
+    trace(label)
+    try:
+        if how == "timer":
+            await asyncio.gather(asyncio.sleep(25), aio.sleep("1h"))
+        else:
+            await asyncio.Event().wait()
+    finally:
+        trace(f"{label} is left")
+    await mark("never")
+
+
 @app.task(name="branches.fails", base=Workflow)
 async def fails() -> None:
     async with asyncio.TaskGroup() as group:

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from celery import Celery
+from cryptography.fernet import Fernet
 from sqlalchemy.orm import Session
 
 from durable import Durable, Workflow
@@ -34,6 +35,9 @@ def fulfil(store_url: str) -> Iterator[Any]:
 
     @app.task(shared=False, base=Workflow, name="shop.refund")
     def refund(*args: object) -> None: ...
+
+    @app.task(shared=False, base=Workflow, name="shop.refund_to")
+    def refund_to(email: str, address: object, cents: int) -> None: ...
 
     yield fulfil
     app.durable.close()
@@ -146,6 +150,34 @@ def test_another_input_is_a_conflict_that_shows_the_difference(fulfil: Any) -> N
         " ***; kwargs.cents: there 990, here 880). Use another key for another input, or the same"
         " arguments"
     )
+
+
+def test_a_conflict_shows_nothing_that_is_masked(fulfil: Any, store: Store) -> None:
+    fulfil.app.conf.durable_mask = ["email", "Street"]
+    refund = fulfil.app.tasks["shop.refund_to"]
+    refund.apply_async(("Ada", {"street": "A 1", "town": 1}, 5), idempotency_key="k")
+    with pytest.raises(IdempotencyConflict) as caught:
+        refund.apply_async(("Bob", {"street": "B 2", "town": 1}, 6), idempotency_key="k")
+    assert "(args[0]: there ***, here ***; args[1].street: there ***, here ***; args[2]" in str(
+        caught.value
+    )
+
+
+def test_a_conflict_of_encrypted_inputs_only_says_where(fulfil: Any) -> None:
+    fulfil.app.conf.durable_encryption_keys = [Fernet.generate_key().decode()]
+    fulfil.apply_async(("o", {"Ada": 1}), {"cents": 1}, idempotency_key="k")
+    with pytest.raises(IdempotencyConflict) as caught:
+        fulfil.apply_async(("o", {"Ada": 2}), {"note": "x"}, idempotency_key="k")
+    assert "(args[1]; kwargs.cents only there; kwargs.note only here)" in str(caught.value)
+
+
+def test_a_key_of_an_erased_run_stands_for_it_with_any_input(fulfil: Any, store: Store) -> None:
+    first = keyed(fulfil, "o-42")
+    store.finish(store.hold(first.id))
+    fulfil.app.durable.erase(first.id)
+    row = store.conn.execute("SELECT input_hash FROM durable.idempotency_keys").fetchone()
+    assert row == (None,)
+    assert keyed(fulfil, "o-43").id == first.id
 
 
 def test_a_conflict_leaves_the_callers_transaction_usable(

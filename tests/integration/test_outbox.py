@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from celery import Celery, chain
+from celery import Celery, chain, chord, group
 from psycopg import sql
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -516,6 +516,33 @@ def test_a_canvas_is_refused(fulfil: Any, session: Session) -> None:
         chain(fulfil.si("o-43"), keyed).apply_async()
     with pytest.raises(OptionError, match="idempotency_key= in a canvas"):
         fulfil.apply_async(("o-41",), link=keyed)
+
+
+def test_a_group_and_a_chain_go_into_the_transaction(
+    fulfil: Any, session: Session, store: Store
+) -> None:
+    group([fulfil.si("o-42"), fulfil.si("o-43")]).apply_async(transaction=session)
+    chain(fulfil.si("o-44"), fulfil.si("o-45")).apply_async(transaction=session)
+    count = "SELECT count(*) FROM durable.workflow_runs"
+    assert store.conn.execute(count).fetchone() == (0,)
+    session.commit()
+    assert store.conn.execute(count).fetchone() == (3,)
+
+
+def test_a_chord_is_refused_in_a_transaction(fulfil: Any, session: Session) -> None:
+    members = chord([fulfil.si("o-42"), fulfil.si("o-43")], fulfil.si("o-44"))
+    with pytest.raises(OptionError, match=r"transaction= for a chord"):
+        members.apply_async(transaction=session)
+
+
+def test_with_accept_only_a_child_is_started_without_its_tie(
+    fulfil: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    fulfil.app.conf.durable_accept_only = True
+    fulfil.apply_async(("o-42",), on_parent_cancel="cancel")
+    assert "shop.fulfil is started without on_parent_cancel='cancel'" in caplog.text
+    with pytest.raises(OptionError, match=r"'shop\.plain' is a plain task"):
+        fulfil.app.tasks["shop.plain"].apply_async(("o-42",), on_parent_cancel="cancel")
 
 
 def test_with_accept_only_nothing_is_promised(fulfil: Any, session: Session) -> None:

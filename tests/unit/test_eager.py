@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, Task, chain, group
+from celery import Celery, Task, chain, chord, group
 from celery.result import EagerResult
 
 import durable
@@ -106,6 +106,51 @@ def test_every_call_runs_inline(app: Celery) -> None:
     assert total.s([1, 2]).delay().get() == 3
     assert chain(total.s([1, 2]), app.tasks["request"].s()).delay().get()[1] == [3]
     assert group(total.s([n]) for n in range(3)).delay().get() == [0, 1, 2]
+
+
+def test_a_body_waits_for_what_it_has_started(app: Celery) -> None:
+    total = app.tasks["total"]
+    bodies: dict[str, Callable[[], Any]] = {
+        "get": lambda: total.delay([1, 2]).get(),
+        "group": lambda: group(total.s([n]) for n in range(3)).delay().get(),
+        "chain": lambda: chain(total.s([1, 2]), app.tasks["listed"].s()).delay().get(),
+        "chord": lambda: chord([total.s([1]), total.s([2])], total.s()).delay().get(),
+        "gather": lambda: durable.gather(
+            chain(total.s([1, 2]), app.tasks["listed"].s()),
+            chord([total.s([1]), total.s([2])], total.s()),
+        ),
+    }
+
+    @app.task(shared=False, name="listed")
+    def listed(number: int) -> list[int]:
+        return [number]
+
+    @app.task(shared=False, base=Workflow, name="waits")
+    def waits(name: str) -> Any:
+        return bodies[name]()
+
+    @app.task(shared=False, base=Workflow, name="awaits")
+    async def awaits(name: str) -> Any:
+        return bodies[name]()
+
+    expected = {"get": 3, "group": [0, 1, 2], "chain": [3], "chord": 3, "gather": [[3], 3]}
+    assert {name: waits.delay(name).get() for name in bodies} == expected
+    del bodies["gather"]  # its verb in a coroutine is another one
+    del expected["gather"]
+    assert {name: awaits.delay(name).get() for name in bodies} == expected
+
+
+def test_a_plain_task_that_waits_is_refused_as_ever(app: Celery) -> None:
+    @app.task(shared=False, name="impatient")
+    def impatient() -> Any:
+        return app.tasks["total"].delay([1]).get()
+
+    @app.task(shared=False, base=Workflow, name="starts")
+    def starts() -> Any:
+        return impatient.delay().get()
+
+    with pytest.raises(RuntimeError, match=r"Never call result\.get"):
+        starts.delay().get()
 
 
 def test_what_makes_a_start_happen_once_has_no_meaning_inline(app: Celery) -> None:

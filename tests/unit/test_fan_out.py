@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, chain, group
+from celery import Celery, chain, chord, group
 
 import durable
 from durable import Durable, PermanentError, RecoverableError, Workflow, fan_out, gather, step
+from durable._fan_out import Calls, _results
 from durable.errors import NotInWorkflow, OptionError
-from durable.items import SIGNATURE, STEP
+from durable.failures import encode_failure
+from durable.items import SIGNATURE, STEP, item_for
 from durable.steps import Step, find_step, place_of
 
 calls: list[Any] = []
@@ -42,6 +46,11 @@ def flaky(number: int) -> int:
 @step(name="unit.fan_out.add")
 def add(x: int, y: int = 0) -> int:
     return x + y
+
+
+@step(name="unit.fan_out.power")
+def power(x: int, y: int) -> int:
+    return x**y
 
 
 @step(name="unit.fan_out.inner")
@@ -77,6 +86,11 @@ def plain(number: int, more: int = 0) -> int:
     return number + 100 + more
 
 
+@app.task(shared=False, name="unit.summed")
+def summed(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
 def test_inline_the_items_run_one_after_the_other_in_process() -> None:
     assert call(lambda: fan_out(double, iter([3, 1, 2]), max_concurrency=2)) == [6, 2, 4]
     assert calls == [3, 1, 2]
@@ -103,8 +117,38 @@ def test_inline_everything_that_celery_starts_is_gathered() -> None:
     assert call(body) == [3, 102, [103, 104], 202]
 
 
+def test_inline_in_eager_mode_a_chain_and_a_chord_are_gathered_too() -> None:
+    def body() -> list[Any]:
+        parts = chord([plain.s(1), plain.s(2)], summed.s())
+        return gather(chain(plain.s(1), plain.s(more=1)), parts)
+
+    assert call.apply((body,)).get() == [202, 203]
+
+
 def test_the_item_comes_before_the_arguments_of_a_signature() -> None:
     assert call(lambda: fan_out(plain.s(1000), [1, 2])) == [1101, 1102]
+    assert call(lambda: fan_out(power.s(y=3), [1, 2])) == [1, 8]
+    assert call(lambda: fan_out(power.s(2), [3, 4])) == [9, 16]
+
+
+def test_things_that_cannot_be_iterated_over_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"'unit.fan_out.double'.*must be iterable.*not 5"):
+        call(lambda: fan_out(double, 5))  # type: ignore[call-overload]
+
+
+def test_an_item_erased_since_is_raised_unless_failures_are_asked_for() -> None:
+    """A restarted parent reads the outcome of its fan-out again."""
+    error = json.loads(
+        encode_failure(PermanentError("gone"), app.durable.codec, trusted_packages=())
+    )
+    about = {"item": 1, "run": "r", "task": "t", "outcome": "failed", "reason": None}
+    stored = json.dumps([{"about": about, "error": error}])
+    outcome = SimpleNamespace(status="succeeded", output="[2, null]", error=stored)
+    calls = Calls("fan_out", "double", [1, 2], lambda thing: item_for(double, thing))
+    with pytest.raises(PermanentError, match="gone"):
+        _results(app.durable.services, calls, outcome, False)
+    two, gone = _results(app.durable.services, calls, outcome, True)
+    assert (two, type(gone)) == (2, PermanentError)
 
 
 def test_inline_the_first_failure_is_raised_with_a_note() -> None:

@@ -44,7 +44,7 @@ DECLARE
     free boolean;
 BEGIN
     LOOP
-        SELECT k.workflow_run_id, k.input_hash = hash,
+        SELECT k.workflow_run_id, k.input_hash IS NULL OR k.input_hash = hash,
                r.id IS NULL OR (r.completed_at IS NOT NULL
                AND (r.completed_at + k.ttl <= now() OR reuse = 'after_end'
                     OR (reuse = 'after_failure' AND r.status IN ('failed', 'canceled'))))
@@ -353,7 +353,7 @@ def upgrade() -> None:
         sa.Column("workflow_name", sa.Text, primary_key=True),
         sa.Column("key", sa.Text, primary_key=True),
         sa.Column("workflow_run_id", pg.UUID, nullable=False),
-        sa.Column("input_hash", sa.Text, nullable=False),
+        sa.Column("input_hash", sa.Text, comment="NULL: erased, any input is the same"),
         sa.Column("ttl", pg.INTERVAL, nullable=False, comment="counted from the end of the run"),
         sa.Column("created_at", TIMESTAMP, nullable=False, server_default=NOW),
         schema="durable",
