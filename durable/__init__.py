@@ -23,6 +23,7 @@ from durable.errors import (
     TransientError,
 )
 from durable.fan_out import fan_out, gather
+from durable.long_steps import heartbeat, heartbeat_details
 from durable.masking import Secret
 from durable.patching import patched
 from durable.start_many import start_many
@@ -46,6 +47,8 @@ __all__ = [
     "current",
     "fan_out",
     "gather",
+    "heartbeat",
+    "heartbeat_details",
     "idempotency_key",
     "is_replaying",
     "now",

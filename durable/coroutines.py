@@ -78,6 +78,8 @@ class InlineDriver:
                 todo = core.send(answer)
                 if isinstance(todo, Frame):
                     await self.begin()
+                    if todo.once:
+                        self._execution.intend(todo)
                     answer, canceled = await self._run(Body(todo, step.timeout, call))
                     if canceled is not None:
                         if answer is not None:  # it has ended all the same: that counts

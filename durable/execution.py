@@ -210,6 +210,8 @@ class Execution:
             while True:
                 todo = core.send(answer)
                 if isinstance(todo, Frame):
+                    if todo.once:
+                        self.intend(todo)
                     answer = self._run(todo, step, args, kwargs)
                 elif isinstance(todo, Waiting):
                     answer = self.wait(todo)
@@ -293,6 +295,7 @@ class Execution:
             output,
             error,
             verdict,
+            frame.opened,
         )
 
     def write(self, record: StepAttempt) -> None:
@@ -322,6 +325,48 @@ class Execution:
         """Turn an exception into what is stored of it."""
         services = self.services
         return encode_failure(exc, services.codec, trusted_packages=services.trusted_packages)
+
+    # --- long steps
+
+    def intend(self, frame: Frame) -> None:
+        """Store, before its body, that a step which may run only once is about to.
+
+        Raises:
+            Suspend: it is not.
+        """
+        frame.opened = True
+        written = self._open(frame, None)
+        if written is not Written.RECORDED:
+            raise self.suspend(written.value)
+
+    def heartbeat(self, details: object) -> None:
+        """Store what the running step reports.
+
+        Raises:
+            Suspend: the run is another worker's, or is to stop.
+        """
+        frame = self._current_frame("heartbeat")
+        if not frame.once:  # that is better left to end
+            self.check()
+        what = f"the heartbeat details of step {frame.name!r}"
+        text = None if details is None else self.services.codec.encode(details, what)
+        frame.opened = True
+        written = self._open(frame, text)
+        frame.reported = text or frame.reported
+        if written is Written.FENCED or (written is not Written.RECORDED and not frame.once):
+            raise self.suspend(written.value)
+
+    def heartbeat_details(self) -> Any:
+        """Return what the attempt before the running one has reported last."""
+        text = self._current_frame("heartbeat_details").handed_over
+        return None if text is None else self.services.codec.decode(text)
+
+    def _open(self, frame: Frame, details: str | None) -> Written:
+        row = self.record(frame, "running", 0.0, output=details)
+        try:
+            return self.journal.open_step(row, once=frame.once)
+        except StoreError as exc:
+            raise self.suspend("unstorable", cause=exc) from exc
 
     # --- what `durable.*` verbs ask for
 

@@ -15,7 +15,7 @@ from durable.store.cascade import follow
 from durable.store.connections import Connection
 from durable.store.prepared import Prepared, Row
 from durable.store.set_aside import set_aside
-from durable.store.steps import StepAttempt
+from durable.store.steps import END_OPENED, StepAttempt
 
 #: Where the dispatcher listens. The payload is the namespace.
 CHANNEL = "durable"
@@ -403,14 +403,14 @@ SELECT CASE WHEN available_at < now() + interval '5 seconds'
   FROM parked
 """
 
-_WITH_STEP = """, step AS (
-    INSERT INTO durable.step_attempts
+_WITH_STEP = f""", step AS (
+    INSERT INTO durable.step_attempts AS s
            (workflow_run_id, branch, ordinal, step_name, attempt, kind, status, error, context,
             created_at, completed_at)
     SELECT id, %(branch)s, %(ordinal)s, %(step_name)s, %(step_attempt)s, %(step_kind)s, 'failed',
            %(step_error)s, %(step_context)s, now() - make_interval(secs => %(seconds)s), now()
       FROM parked WHERE %(step_name)s::text IS NOT NULL
-    ON CONFLICT DO NOTHING
+    {END_OPENED}
 )"""
 
 _PARK = _PARKED + _WITH_STEP + _ANNOUNCE

@@ -42,7 +42,7 @@ class Transaction:
         if isinstance(answer, Exception):
             raise answer
         if answer in {Written.RECORDED, Written.CANCEL, Written.PAUSE}:
-            self.ledger.rows.append(step)
+            self.ledger.end(step)
         return answer
 
     def rollback(self) -> None:
@@ -77,14 +77,33 @@ class Ledger:
         if isinstance(answer, Exception):
             raise answer
         if answer in {Written.RECORDED, Written.CANCEL, Written.PAUSE}:
-            self.rows.append(step)
+            self.end(step)
         return answer
+
+    def open_step(self, step: StepAttempt, *, once: bool) -> Written:
+        answer = self.answers.pop(0) if self.answers else Written.RECORDED
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is Written.RECORDED or (answer is not Written.FENCED and not once):
+            self.end(step)
+        return answer
+
+    def end(self, step: StepAttempt) -> None:
+        """Put a row into the place of the open one, whose details stay, or add it."""
+        key = (step.branch, step.ordinal, step.name, step.attempt)
+        for index, row in enumerate(self.rows):
+            if (row.branch, row.ordinal, row.name, row.attempt) == key and row.status == "running":
+                assert step.opened
+                self.rows.pop(index)
+                step = step._replace(output=step.output or row.output)
+                break
+        self.rows.append(step)
 
     def park(self, how: Park, failed: StepAttempt | None = None) -> Parking:
         if self.parking is Parking.PARKED:
             self.parks.append(how)
             if failed is not None:
-                self.rows.append(failed)
+                self.end(failed)
         return self.parking
 
     def transaction(self) -> Any:
