@@ -3,6 +3,7 @@
 from durable import aio
 from durable.app import Durable
 from durable.circuit_breaker import CircuitBreaker
+from durable.compensation import compensate
 from durable.context import (
     current,
     idempotency_key,
@@ -43,6 +44,7 @@ __all__ = [
     "TransientError",
     "Workflow",
     "aio",
+    "compensate",
     "continue_as_new",
     "current",
     "fan_out",

@@ -86,7 +86,7 @@ def attempts(execution: Execution, step: Step[Any, Any], kind: str) -> Attempts:
             yield _backing_off(execution, past[-1])
     while True:
         execution.check()
-        execution.journal.before_body(execution)
+        execution.before_new()
         number = past[-1].attempt + 1 if past else 1
         frame = Frame(step.name, branch.path, ordinal, number, kind, once=step.at_most_once)
         if past or cut_off is not None:

@@ -257,7 +257,13 @@ def enter_directly(
 
     async def inline() -> Any:
         with execution.active():
-            return await coroutine
+            try:
+                return await coroutine
+            except Exception as exc:
+                from durable.compensation import undo_inline
+
+                undo_inline(execution, exc)
+                raise
 
     return inline()
 

@@ -17,7 +17,7 @@ from durable.store.waits import KEY
 # out of the lock, so that it is the newest. A repeat after a lost answer finds
 # the row; one that has ended meanwhile stays as it is.
 #   What may run only once is not begun if the run is asked to stop: its row says
-# that the body may have run.
+# that the body may have run. A cancel does not stop what undoes.
 _OPEN = f"""
 WITH run AS MATERIALIZED (
     SELECT id, control FROM durable.workflow_runs
@@ -30,6 +30,7 @@ WITH run AS MATERIALIZED (
            %(output)s::json,
            CASE WHEN %(once)s THEN '{{"at_most_once": true}}'::jsonb ELSE '{{}}' END
       FROM run WHERE control IS NULL OR NOT %(once)s
+                  OR (control = 'cancel' AND %(branch)s = 'undo')
     ON CONFLICT {KEY} DO UPDATE SET output = coalesce(excluded.output, s.output)
      WHERE s.status = 'running'
 )

@@ -30,12 +30,17 @@ _ONWARD = """, begin AS (
 # undone, the body would come to another step than the next one recorded. A
 # started task that failed has its outcome beside the line of steps, so nothing
 # tells whether the body has lived with it; it is started anew. What may run
-# at most once runs again only for a person who names it.
+# at most once runs again only for a person who names it. Once a run is being
+# undone, its body goes no further: what counts then is what failed to undo.
 _FAILED = """, discarded AS (
     SELECT s.workflow_run_id, c.generation, s.branch, s.ordinal, s.step_name, s.attempt, s.kind,
            s.output
       FROM durable.step_attempts s JOIN {runs} c ON s.workflow_run_id = c.id
      WHERE s.set_aside = 0 AND s.kind <> 'result' AND NOT s.config ? 'at_most_once'
+       AND (s.branch = 'undo' OR NOT EXISTS (
+            SELECT FROM durable.step_attempts u
+             WHERE u.workflow_run_id = s.workflow_run_id AND u.branch = 'undo'
+               AND u.set_aside = 0))
        AND (NOT EXISTS (SELECT FROM durable.step_attempts o
                          WHERE o.workflow_run_id = s.workflow_run_id AND o.branch = s.branch
                            AND o.set_aside = 0 AND o.kind <> 'result'
