@@ -3,6 +3,7 @@
 from durable import aio
 from durable.app import Durable
 from durable.circuit_breaker import CircuitBreaker
+from durable.compensation import compensate
 from durable.context import (
     current,
     idempotency_key,
@@ -23,6 +24,7 @@ from durable.errors import (
     TransientError,
 )
 from durable.fan_out import fan_out, gather
+from durable.long_steps import heartbeat, heartbeat_details
 from durable.masking import Secret
 from durable.patching import patched
 from durable.start_many import start_many
@@ -42,10 +44,13 @@ __all__ = [
     "TransientError",
     "Workflow",
     "aio",
+    "compensate",
     "continue_as_new",
     "current",
     "fan_out",
     "gather",
+    "heartbeat",
+    "heartbeat_details",
     "idempotency_key",
     "is_replaying",
     "now",

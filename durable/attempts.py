@@ -78,22 +78,25 @@ def attempts(execution: Execution, step: Step[Any, Any], kind: str) -> Attempts:
     branch = execution.branch
     ordinal = branch.take()
     past = [*execution.past(branch, ordinal, step.name, kind)]
-    if past:
+    cut_off = _cut_off(execution, step, past)
+    if past and cut_off is None:
         if past[-1].settled:
             return replayed(execution, past[-1])
         if execution.driver is not None:  # another branch may have woken the run before its time
             yield _backing_off(execution, past[-1])
     while True:
         execution.check()
-        execution.journal.before_body(execution)
+        execution.before_new()
         number = past[-1].attempt + 1 if past else 1
-        frame = Frame(step.name, branch.path, ordinal, number, kind)
+        frame = Frame(step.name, branch.path, ordinal, number, kind, once=step.at_most_once)
+        if past or cut_off is not None:
+            _hand_over(frame, past, cut_off)
         ended: Ended = yield frame
         outcome = _outcome(execution, frame, ended)
         if isinstance(outcome, str):
             return Outcome(execution.services.codec.decode(outcome))
         if outcome is None:  # the commit of its session came to nothing: the same attempt again
-            yield _COMMIT_PAUSE
+            yield _commit_pause(execution, step, ordinal)
             continue
         decision = _judge(execution, step, outcome, past)
         if decision.passes:
@@ -102,6 +105,48 @@ def attempts(execution: Execution, step: Step[Any, Any], kind: str) -> Attempts:
         if final is not None:
             return final
         past.append(failed)
+        cut_off = None
+
+
+def _cut_off(execution: Execution, step: Step[Any, Any], past: list[Recorded]) -> Recorded | None:
+    """Take the attempt out of ``past`` in whose middle a worker died, if it had opened a row.
+
+    Raises:
+        Suspend: it may not be made again.
+    """
+    if not past or past[-1].status != "running":
+        return None
+    if step.at_most_once:
+        raise _unknown(execution, step.name, past[-1].ordinal)
+    return past.pop()
+
+
+def _commit_pause(execution: Execution, step: Step[Any, Any], ordinal: int) -> float:
+    if step.at_most_once:
+        raise _unknown(execution, step.name, ordinal)
+    return _COMMIT_PAUSE
+
+
+def _hand_over(frame: Frame, past: Sequence[Recorded], cut_off: Recorded | None) -> None:
+    """Give an attempt what the ones before it have reported; one that was cut off goes on."""
+    if cut_off is not None:
+        frame.attempt, frame.opened = cut_off.attempt, True
+    earlier = [*past, cut_off] if cut_off is not None else past
+    reported = [each.output for each in earlier if each.output is not None]
+    frame.handed_over = reported[-1] if reported else None
+
+
+def _unknown(execution: Execution, name: str, ordinal: int) -> BaseException:
+    """Pause the run for a person, who can find out what nobody has recorded."""
+    where = f"{name!r}, ordinal={ordinal}"
+    reason = (
+        f"step {name!r} (position {ordinal}) may run at most once and was cut off: whether it has"
+        f" taken effect is not known. If it has, result.settle({name!r}, value, ordinal={ordinal})"
+        f" and result.resume(); if not, result.restart(from_step={where}) runs it again"
+    )
+    suspend = execution.park(Park("paused", reason))
+    assert suspend is not None  # what is executed inline is never cut off
+    return suspend
 
 
 def replayed(execution: Execution, step: Recorded) -> Outcome:
@@ -138,7 +183,7 @@ def _commit(execution: Execution, frame: Frame, seconds: float, output: str) -> 
     """Store a result. False: nothing was stored, the body has to run again."""
     record = execution.record(frame, "succeeded", seconds, output=output)
     if frame.transaction is None:
-        if not execution.sole_step:
+        if frame.opened or not execution.sole_step:
             execution.write(record)
         return True
     written = frame.transaction.commit(record)
@@ -164,7 +209,7 @@ def _failed(
         frame.attempt,
         frame.kind,
         "failed",
-        None,
+        frame.reported,
         error,
         record.context,
     )
@@ -195,6 +240,8 @@ def _judge(
 ) -> Decision:
     if failure.not_stored:  # another attempt would do it all again, for the same result
         return step.policy.give_up("the step has run, but its result cannot be stored")
+    if step.at_most_once:
+        return step.policy.give_up("a step that may run at most once is not tried again")
     return step.policy.decide(
         failure.error,
         execution.services.classifier,

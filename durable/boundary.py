@@ -22,9 +22,10 @@ from celery.exceptions import (
 from celery.result import allow_join_result
 from celery.utils.log import get_logger
 
-from durable import loop, stored_message
+from durable import compensation, loop, stored_message
 from durable._codec_types import TYPE
 from durable.call import encode_arguments
+from durable.compensation import Ending, Failed
 from durable.continuing import CONTINUED, run_passes
 from durable.coroutines import enter_directly, enter_eagerly
 from durable.encryption import LOCKED_OUT, LOCKED_OUT_REST, SEALED
@@ -45,6 +46,7 @@ from durable.history import History
 from durable.journal import MemoryJournal, Parking, PostgresJournal
 from durable.retry import RetryPolicy
 from durable.start import DOORBELL
+from durable.store import compensation as store
 from durable.store import passes, queries, runs
 from durable.store.runs import ENDED, Park
 
@@ -57,6 +59,9 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 Body = Callable[..., Any]
+
+#: Why the body of a run is replayed no further that is being undone.
+UNDO = "undo"
 
 
 def run_inline(task: Workflow, durable: Durable, body: Body, args: Any, kwargs: Any) -> Any:
@@ -124,6 +129,7 @@ class _Attempt:
             services=durable.services,
             generation=claim.generation,
             enter=loop.run if task.durable_async else None,
+            compensates=claim.compensates,
             passes=claim.passes,
             version=claim.version,
             encode_arguments=partial(encode_arguments, durable, task),
@@ -141,10 +147,17 @@ class _Attempt:
             return self._parked(Park("paused", f"its input cannot be read: {exc}"), exc)
         if claim.status in ENDED:
             return self._repeat_outcome()
-        if claim.control == "cancel":
+        if claim.control == "cancel" and not claim.compensates:
             return self._end_canceled()
+        if compensation.decided(self.execution.history) is not None:
+            self.execution.halt = UNDO
+        else:
+            self.execution.halt = "cancel" if claim.control == "cancel" else None
         self._tell_started()
-        value, error = None, None
+        return self._ended(*self._executed(body, args, kwargs))
+
+    def _executed(self, body: Body, args: Any, kwargs: Any) -> tuple[Any, Exception | None]:
+        claim, value, error = self.claim, None, None
         try:
             with self.execution.active():
                 value = body(*args, **kwargs)
@@ -159,8 +172,13 @@ class _Attempt:
                 f"the body of {claim.name!r} raised {exc!r}, which is no Exception"
             )
             error.__cause__ = exc
+        return value, error
+
+    def _ended(self, value: Any, error: Exception | None) -> Any:
         if self.execution.suspension is not None:  # whatever came out of the body
             return self._suspended()
+        if self.execution.halt is not None:  # it had come to its end before
+            return self._end_canceled()
         return self._succeeded(value) if error is None else self._failed(error)
 
     def _decrypt(self) -> None:
@@ -255,10 +273,7 @@ class _Attempt:
         if isinstance(exc, EncryptionError) and not is_settled(exc):
             return self._locked_out(exc)
         if isinstance(exc, Reject):
-            if exc.requeue:
-                return self._parked(Park("pending", "rejected"), None)
-            self._finish("failed", error=self.execution.encode_error(exc), reason="rejected")
-            return self._tell_rejected(exc)
+            return self._rejected(exc)
         if isinstance(exc, Retry):
             return self._retried(exc)
         delay = self._retry_delay(exc)
@@ -269,7 +284,19 @@ class _Attempt:
                 self.execution.check_complete()
             except NonDeterministicWorkflow as early:
                 return self._parked(Park("paused", f"{early} It raised {exc!r:.500}"), exc)
-        self._finish("failed", error=self.execution.encode_error(exc))
+        return self._end_failed(exc)
+
+    def _rejected(self, exc: Reject) -> Any:
+        if exc.requeue:
+            return self._parked(Park("pending", "rejected"), None)
+        return self._end_failed(exc, "rejected")
+
+    def _end_failed(self, exc: BaseException, reason: str | None = None) -> Any:
+        if self.execution.compensations:
+            return self._undo("failed", exc, reason)
+        self._finish("failed", error=self.execution.encode_error(exc), reason=reason)
+        if reason == "rejected":
+            return self._tell_rejected(exc)
         self._expect(states.FAILURE)
         raise exc
 
@@ -298,20 +325,72 @@ class _Attempt:
         return policy.decide(exc, classifier, past, random=clock.random).delay
 
     def _end_canceled(self) -> Any:
-        self._finish("canceled", reason="canceled")
+        execution = self.execution
+        if execution.halt is None and self.task.durable_async and execution.compensates:
+            # Steps of other branches were recorded that these have not come to
+            # hear of; a replay registers what undoes them.
+            return self._parked(Park("pending", "cancel"), None)
+        if execution.halt == UNDO or execution.compensations:
+            return self._undo("canceled")
+        return self._told_canceled("canceled")
+
+    def _told_canceled(self, reason: str | None) -> Any:
+        self._finish("canceled", reason=reason)
         durable = self.durable
         row = durable.database.patiently(queries.get, self.claim.id, durable.settings.namespace)
         return self._tell_canceled((row and row.reason) or "canceled")
 
+    def _undo(
+        self, status: str, exc: BaseException | None = None, reason: str | None = None
+    ) -> Any:
+        """Undo what the body has registered; then end the run."""
+        execution = self.execution
+        ending = compensation.decided(execution.history) or self._decide(status, exc, reason)
+        execution.begin_undo()
+        failed = None
+        try:
+            with execution.active():
+                failed = compensation.undo(execution, on_loop=self.task.durable_async)
+                if failed is None and execution.suspension is None:
+                    execution.check_complete()
+        except Suspend:
+            pass
+        except NonDeterministicWorkflow as stray:
+            return self._parked(Park("paused", str(stray)), stray)
+        if execution.suspension is not None:
+            return self._suspended()
+        if failed is not None:
+            return self._parked(Park("paused", _cannot_undo(failed, ending)), failed.error)
+        if ending.status == "canceled":
+            return self._told_canceled(ending.reason)
+        if exc is None:
+            exc = decode_failure(ending.error or "null", self.durable.codec)
+        return self._end_failed(exc, ending.reason)
+
+    def _decide(self, status: str, exc: BaseException | None, reason: str | None) -> Ending:
+        found = self.durable.database.patiently(
+            store.decide,
+            self.claim.id,
+            self.claim.attempt,
+            status,
+            error=None if exc is None else self.execution.encode_error(exc),
+            reason=reason,
+        )
+        if found is None:
+            raise Ignore("fenced")
+        return Ending(status, found[0])
+
     def _suspended(self) -> Any:
         suspension = self.execution.suspension
         assert suspension is not None
-        if suspension.reason == "cancel":
+        if suspension.reason in {"cancel", UNDO}:
             return self._end_canceled()
         if suspension.reason == "pause":
             return self._parked(Park("paused", "paused"), None)
         if suspension.reason == CONTINUED:
             self._begin_anew()
+        if suspension.reason == "unstorable" and self.execution.undoing:
+            return self._parked(Park("paused", f"undo: {suspension.cause}"), suspension.cause)
         if suspension.reason == "unstorable" and suspension.cause is not None:
             return self._failed(suspension.cause)
         if suspension.reason in {"fenced", "lease missed"}:
@@ -411,6 +490,16 @@ class _Attempt:
     def _expect(self, state: str) -> None:
         """Note the outcome as Celery's state: what it may tell, and whose delivery counts."""
         self.request.durable_outcome = state
+
+
+def _cannot_undo(failed: Failed, ending: Ending) -> str:
+    named = f"{failed.name!r}, ordinal={failed.ordinal}"
+    return (
+        f"undo step {failed.name!r} (position {failed.ordinal} of branch undo) has failed:"
+        f" {failed.error!r:.500}. Undo it by hand, result.settle({failed.name!r}, None,"
+        f" ordinal={failed.ordinal}) and result.resume(); or repair the code and"
+        f" result.restart(from_step={named}). The run then ends {ending.status}"
+    )
 
 
 def ignores_result(task: Workflow, request: Context) -> bool:

@@ -57,7 +57,14 @@ class Branch:
 
 @dataclass(slots=True)
 class Frame:
-    """The step attempt whose body is running."""
+    """The step attempt whose body is running.
+
+    Attributes:
+        once: whether no other attempt may ever be made.
+        opened: whether a row of it may be there already.
+        reported: JSON text of the newest details that it reported.
+        handed_over: those that an earlier one reported, or this one before it was cut off.
+    """
 
     name: str
     branch: str
@@ -66,6 +73,10 @@ class Frame:
     kind: str = "run"
     transaction: StepTransaction | None = None
     tasks: Counter[str] | None = None
+    once: bool = False
+    opened: bool = False
+    reported: str | None = None
+    handed_over: str | None = None
 
     def roll_back(self) -> None:
         """Throw away what the body wrote through its session."""

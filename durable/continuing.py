@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from durable.compensation import undo_inline
 from durable.context import active
 from durable.errors import NonDeterministicWorkflow, NotInWorkflow, Suspend
 
@@ -90,8 +91,12 @@ def run_passes(
 ) -> Any:
     """Run a body inline, again and again while it continues as new."""
     while True:
+        execution = begin()
         try:
-            with begin().active():
+            with execution.active():
                 return body(*args, **kwargs)
         except ContinueInline as again:
             args, kwargs = again.given
+        except Exception as exc:
+            undo_inline(execution, exc)
+            raise

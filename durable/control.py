@@ -118,6 +118,8 @@ _HINTS = {
 
 def state_of(change: Change) -> str:
     """Name the state in which an action found a run, as `STATES` does."""
+    if change.control == "cancel" and change.before in {"pending", "sleeping", "waiting"}:
+        return "running, asked to cancel"  # on its way to a worker, which undoes first
     if change.control is None or change.before != "running":
         return change.before
     return f"running, asked to {change.control}"

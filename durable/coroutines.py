@@ -78,6 +78,8 @@ class InlineDriver:
                 todo = core.send(answer)
                 if isinstance(todo, Frame):
                     await self.begin()
+                    if todo.once:
+                        self._execution.intend(todo)
                     answer, canceled = await self._run(Body(todo, step.timeout, call))
                     if canceled is not None:
                         if answer is not None:  # it has ended all the same: that counts
@@ -255,7 +257,13 @@ def enter_directly(
 
     async def inline() -> Any:
         with execution.active():
-            return await coroutine
+            try:
+                return await coroutine
+            except Exception as exc:
+                from durable.compensation import undo_inline
+
+                undo_inline(execution, exc)
+                raise
 
     return inline()
 

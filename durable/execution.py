@@ -26,10 +26,11 @@ from durable.history import History, Recorded
 from durable.journal import Parking
 from durable.masking import Mask
 from durable.retry import RetryPolicy
-from durable.steps import Step
+from durable.steps import Step, StepSignature
+from durable.store import compensation
 from durable.store.runs import Park
 from durable.store.steps import StepAttempt, Written
-from durable.store.waits import Place, decrypted
+from durable.store.waits import Place, Wait, decrypted
 from durable.timeouts import limited
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from durable.clock import Clock
     from durable.codec import Codec
     from durable.journal import Journal
-    from durable.store.waits import Wait
 
 
 __all__ = [
@@ -106,6 +106,10 @@ class Execution:
 
     `sole_step`: the run is one step and nothing else, so its result is not
     recorded twice; a crash before the run's end has the step in flight.
+
+    `compensates`: that it has something to undo is stored. `halt`: why nothing
+    may begin that is not recorded: the body is replayed for what it registers.
+    `undoing`: the body is over, and undo steps are executed.
     """
 
     id: str
@@ -125,6 +129,10 @@ class Execution:
     version: str | None = None
     encode_arguments: Callable[[Sequence[Any], Mapping[str, Any]], str] | None = None
     next_input: str | None = None
+    compensates: bool = False
+    compensations: list[StepSignature[Any]] = field(default_factory=list)
+    halt: str | None = None
+    undoing: bool = False
 
     @property
     def branch(self) -> Branch:
@@ -195,6 +203,43 @@ class Execution:
         if how is not None and self.journal.park(how) is Parking.FENCED:
             self.suspend("fenced")
 
+    def before_new(self) -> None:
+        """Raise `Suspend` if nothing more may begin here that is not recorded.
+
+        In a body with branches this one stands still then: the others come to the end
+        of what is recorded too, and register on the way what undoes it.
+        """
+        if self.halt is None:
+            self.journal.before_body(self)
+        elif self.driver is None:
+            raise self.suspend(self.halt)
+        else:
+            halted = Wait("running")
+            raise self.driver.stop(Waiting(lambda: halted, "sleeping", self.halt), halted)
+
+    # --- what undoes
+
+    def compensate(self, undo: StepSignature[Any]) -> None:
+        """Register what undoes something: also in an execution that has stopped.
+
+        The step before may be the one whose record said so.
+        """
+        if not (self.compensates or self.journal.inline):
+            if not self.journal.call(compensation.mark, self.id, self.attempt):
+                raise self.suspend("fenced")
+            self.compensates = True
+        self.compensations.append(undo)
+
+    def begin_undo(self) -> None:
+        """Go on with the line of undo steps, whatever has stopped the body."""
+        self.suspension, self.halt, self.undoing = None, None, True
+        self.root = Branch(compensation.BRANCH, next_ordinal=1)
+
+    def to_undo(self) -> Iterator[StepSignature[Any]]:
+        """Give out what is registered, the newest first."""
+        while self.compensations:
+            yield self.compensations.pop()
+
     # --- steps
 
     def step(
@@ -211,6 +256,8 @@ class Execution:
             while True:
                 todo = core.send(answer)
                 if isinstance(todo, Frame):
+                    if todo.once:
+                        self.intend(todo)
                     answer = self._run(todo, step, args, kwargs)
                 elif isinstance(todo, Waiting):
                     answer = self.wait(todo)
@@ -294,6 +341,7 @@ class Execution:
             output,
             error,
             verdict,
+            frame.opened,
         )
 
     def write(self, record: StepAttempt) -> None:
@@ -310,7 +358,12 @@ class Execution:
             return
         if written is Written.FENCED:
             raise self.suspend("fenced")
-        self.suspend(written.value)  # the next verb, or the end of the body, acts on it
+        if self._stops(written):
+            self.suspend(written.value)  # the next verb, or the end of the body, acts on it
+
+    def _stops(self, written: Written) -> bool:
+        """Tell whether this execution ends; a cancel does not keep a run from undoing."""
+        return written is not Written.RECORDED and not (written is Written.CANCEL and self.undoing)
 
     def check_complete(self) -> None:
         """Raise if the body has ended before it came to a step that it once took.
@@ -325,6 +378,48 @@ class Execution:
         services = self.services
         return encode_failure(exc, services.codec, trusted_packages=services.trusted_packages)
 
+    # --- long steps
+
+    def intend(self, frame: Frame) -> None:
+        """Store, before its body, that a step which may run only once is about to.
+
+        Raises:
+            Suspend: it is not.
+        """
+        frame.opened = True
+        written = self._open(frame, None)
+        if self._stops(written):
+            raise self.suspend(written.value)
+
+    def heartbeat(self, details: object) -> None:
+        """Store what the running step reports.
+
+        Raises:
+            Suspend: the run is another worker's, or is to stop.
+        """
+        frame = self._current_frame("heartbeat")
+        if not frame.once:  # that is better left to end
+            self.check()
+        what = f"the heartbeat details of step {frame.name!r}"
+        text = None if details is None else self.services.codec.encode(details, what)
+        frame.opened = True
+        written = self._open(frame, text)
+        frame.reported = text or frame.reported
+        if written is Written.FENCED or (self._stops(written) and not frame.once):
+            raise self.suspend(written.value)
+
+    def heartbeat_details(self) -> Any:
+        """Return what the attempt before the running one has reported last."""
+        text = self._current_frame("heartbeat_details").handed_over
+        return None if text is None else self.services.codec.decode(text)
+
+    def _open(self, frame: Frame, details: str | None) -> Written:
+        row = self.record(frame, "running", 0.0, output=details)
+        try:
+            return self.journal.open_step(row, once=frame.once)
+        except StoreError as exc:
+            raise self.suspend("unstorable", cause=exc) from exc
+
     # --- what `durable.*` verbs ask for
 
     def value(self, name: str) -> Any:
@@ -336,7 +431,7 @@ class Execution:
         past = self.past(self.branch, ordinal, name, "value")
         if past:
             return replayed(self, past[-1]).told()
-        self.journal.before_body(self)
+        self.before_new()
         output = self.services.codec.encode(self.journal.database_now(), name)
         frame = Frame(name, self.branch.path, ordinal, 1, "value")
         self.write(self.record(frame, "succeeded", 0.0, output=output))
@@ -378,7 +473,7 @@ class Execution:
 
     def ask(self, ask: Callable[[], Wait | None]) -> Wait:
         """Look whether a wait is over."""
-        self.journal.before_body(self)
+        self.before_new()
         try:
             wait = ask()
             if wait is None:

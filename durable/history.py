@@ -19,6 +19,7 @@ _CALLED = {
     "timer": "wait for a result with a timeout",
     "fan_out": "fan-out over {}",
     "value": "{}",
+    "undo": "the begin of the undo",
 }
 
 #: What is tried again when it fails. The rest, such as a wait, fails once.

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from durable.errors import NotInWorkflow
-from durable.store import queries, runs, steps
+from durable.store import long_steps, queries, runs, steps
 from durable.store.steps import StepAttempt, Written
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Journal(Protocol):
 
     def record(self, step: StepAttempt) -> Written:
         """Store an attempt of a step."""
+
+    def open_step(self, step: StepAttempt, *, once: bool) -> Written:
+        """Store that a step is running, and what it reports; see `store.long_steps`."""
 
     def park(self, how: Park, failed: StepAttempt | None = None) -> Parking:
         """Give the run back."""
@@ -100,6 +103,10 @@ class PostgresJournal:
         """Store an attempt of a step: one round trip, one commit."""
         return self.database.patiently(steps.record, step)
 
+    def open_step(self, step: StepAttempt, *, once: bool) -> Written:
+        """Store that a step is running: one round trip, one commit."""
+        return self.database.patiently(long_steps.open_step, step, once=once)
+
     def park(self, how: Park, failed: StepAttempt | None = None) -> Parking:
         """Park the run, in one statement with the failed attempt that makes it wait."""
         claim = self.claim
@@ -147,6 +154,10 @@ class MemoryJournal:
 
     def record(self, step: StepAttempt) -> Written:
         """Forget it: an inline run is never replayed."""
+        return Written.RECORDED
+
+    def open_step(self, step: StepAttempt, *, once: bool) -> Written:
+        """Forget it."""
         return Written.RECORDED
 
     def park(self, how: Park, failed: StepAttempt | None = None) -> Parking:

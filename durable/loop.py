@@ -352,6 +352,9 @@ class LoopDriver(InlineDriver):
 
     def _park(self) -> None:
         """No branch can go on: park until the first of them can."""
+        if self._execution.halt is not None:
+            self._execution.suspend(self._execution.halt)
+            return self._end()
         first = min(self._open, key=lambda opened: opened.due)
         now = self._clock()
         due_in = None if first.due == math.inf else max(0.0, first.due - now)
@@ -360,7 +363,7 @@ class LoopDriver(InlineDriver):
         reason = ", ".join(sorted(reasons)[:3]) + (" ..." if reasons[3:] else "")
         park = Park("sleeping" if sleeping else "waiting", reason, delay=due_in)
         self._execution.suspend(reason, due_in, first.waiting.cause, park)
-        self._end()
+        return self._end()
 
     def _end(self) -> None:
         if not self._over.done():

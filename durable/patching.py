@@ -61,7 +61,7 @@ def patched(patch_id: str) -> bool:
         return True
     if history.covers(branch.path, branch.next_ordinal):
         return False
-    execution.journal.before_body(execution)
+    execution.before_new()
     # Attempt 0, so that it stands beside a step of that name at the same place.
     execution.note(
         StepAttempt(

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from celery.utils.log import get_logger
 
+from durable._retry_options import check_flag
 from durable.context import active, running
 from durable.durations import parse_seconds
 from durable.errors import OptionError
@@ -54,6 +55,7 @@ class Step(Generic[P, R]):
         function: the plain function.
         timeout: seconds that an attempt may take; None: any number.
         is_async: whether the function is an ``async def``.
+        at_most_once: whether it runs once and never again, whatever comes of it.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class Step(Generic[P, R]):
         name: str,
         policy: RetryPolicy,
         timeout: float | None = None,
+        at_most_once: bool = False,
     ) -> None:
         self.function = function
         self.name = name
         self.policy = policy
         self.timeout = timeout
         self.is_async = is_async(function)
+        self.at_most_once = at_most_once
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -149,6 +153,12 @@ def step(
             any time-out. The pools prefork, solo and gevent interrupt the body;
             in a thread it runs to its end and fails then. An ``async def`` is
             canceled.
+        at_most_once: whether the body may run once and never again, for what
+            must not happen twice and takes no `idempotency_key`. False by
+            default. A raised error is final. After a crash in the step nobody
+            knows whether it has taken effect: the run is paused, and its
+            ``reason`` says how a person decides. Costs one more commit; retry
+            options make no sense with it.
         **options: these, from ``max_retries`` on.
 
     Raises:
@@ -218,7 +228,13 @@ def _make(function: Callable[..., Any], name: str | None, options: dict[str, Any
         timeout = parse_seconds(timeout, name="timeout")
         if not timeout:
             raise OptionError("timeout=0 leaves a step no time; None means no limit")
-    made = Step(function, name, RetryPolicy.from_options(**options), timeout)
+    once = options.pop("at_most_once", False)
+    check_flag("at_most_once", once)
+    if once and options:
+        raise OptionError(
+            f"at_most_once=True means that there is no second attempt: leave out {', '.join(options)}"
+        )
+    made = Step(function, name, RetryPolicy.from_options(**options), timeout, once)
     _register(made)
     return made
 

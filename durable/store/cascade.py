@@ -15,25 +15,28 @@ from durable.store.connections import Connection
 # stays for it. A child with a Celery continuation is rung, as in a cancel.
 _CASCADE = """
 UPDATE durable.workflow_runs r
-   SET control = CASE WHEN r.status = 'running' THEN 'cancel' ELSE r.control END,
+   SET control = CASE WHEN r.status = 'running' OR r.compensates THEN 'cancel'
+                      ELSE r.control END,
        wake = r.wake + 1,
-       status = CASE WHEN r.status = 'running' THEN r.status ELSE 'canceled' END,
+       status = CASE WHEN r.status = 'running' THEN r.status
+                     WHEN r.compensates THEN 'pending' ELSE 'canceled' END,
        reason = 'its parent was canceled',
-       completed_at = CASE WHEN r.status = 'running' THEN NULL ELSE now() END,
+       completed_at = CASE WHEN NOT (r.status = 'running' OR r.compensates) THEN now() END,
        held = false,
        rung = CASE WHEN r.status = 'running' THEN r.rung ELSE false END,
        available_at = CASE WHEN r.status = 'running' THEN r.available_at
-                           WHEN r.tail THEN now() ELSE 'infinity' END
+                           WHEN r.compensates OR r.tail THEN now() ELSE 'infinity' END
   FROM (SELECT child.id
           FROM durable.workflow_runs child
           JOIN durable.workflow_runs parent ON parent.id = child.parent_run_id
          WHERE child.parent_run_id = ANY(%(ids)s::uuid[]) AND parent.status = 'canceled'
            AND child.on_parent_cancel = 'cancel'
            AND child.status NOT IN ('succeeded', 'failed', 'canceled')
-           AND (child.status <> 'running' OR child.control IS DISTINCT FROM 'cancel')
+           AND ((child.status <> 'running' AND NOT child.compensates)
+                OR child.control IS DISTINCT FROM 'cancel')
            FOR UPDATE OF child SKIP LOCKED) tied
  WHERE r.id = tied.id
-RETURNING r.id::text, CASE WHEN r.tail THEN pg_notify('durable', r.namespace_id) END
+RETURNING r.id::text, CASE WHEN r.tail OR r.compensates THEN pg_notify('durable', r.namespace_id) END
 """
 
 # Its snapshot is of after the commit above. No child can have come since: it
@@ -45,7 +48,8 @@ UPDATE durable.workflow_runs r SET cascades = false
        SELECT FROM durable.workflow_runs child
         WHERE child.parent_run_id = r.id AND child.on_parent_cancel = 'cancel'
           AND child.status NOT IN ('succeeded', 'failed', 'canceled')
-          AND (child.status <> 'running' OR child.control IS DISTINCT FROM 'cancel')))
+          AND ((child.status <> 'running' AND NOT child.compensates)
+               OR child.control IS DISTINCT FROM 'cancel')))
 """
 
 

@@ -108,17 +108,19 @@ SELECT FROM durable.workflow_runs
 
 # A run that runs is asked, and stops before its next step; any other ends
 # here. One with a Celery continuation is rung: Celery answers chords and
-# results. Asked to pause before, it is canceled.
+# results. Asked to pause before, it is canceled. What has something to undo goes
+# to a worker, which finds `control`.
 _CANCEL = _FRAME.format(
     changes="""
-           control = CASE WHEN t.status = 'running' THEN 'cancel' END,
+           control = CASE WHEN t.status = 'running' OR r.compensates THEN 'cancel' END,
            wake = wake + 1,
-           status = CASE WHEN t.status = 'running' THEN 'running' ELSE 'canceled' END,
+           status = CASE WHEN t.status = 'running' THEN 'running'
+                         WHEN r.compensates THEN 'pending' ELSE 'canceled' END,
            reason = coalesce(%(reason)s::text, 'canceled'),
-           completed_at = CASE WHEN t.status = 'running' THEN NULL ELSE now() END,
+           completed_at = CASE WHEN NOT (t.status = 'running' OR r.compensates) THEN now() END,
            rung = rung AND t.status = 'running',
            available_at = CASE WHEN t.status = 'running' THEN available_at
-                               WHEN tail THEN now() ELSE 'infinity' END""",
+                               WHEN r.compensates OR tail THEN now() ELSE 'infinity' END""",
     allowed="""t.status NOT IN ('succeeded', 'failed', 'canceled')
             AND t.control IS DISTINCT FROM 'cancel'""",
     more="",
@@ -139,17 +141,19 @@ _PAUSE = _FRAME.format(
                           ELSE context END,
            available_at = CASE WHEN t.status = 'running' THEN available_at
                                ELSE coalesce(deadline_at, 'infinity') END""",
-    allowed="""t.status IN ('pending', 'sleeping', 'waiting')
+    allowed="""(t.status IN ('pending', 'sleeping', 'waiting')
+             AND t.control IS DISTINCT FROM 'cancel')
             OR (t.status = 'running' AND t.control IS NULL)""",
     more="",
 )
 
 # A resumed run replays and comes to its wait again, whose due time stands in
 # the wait's own row. An item over the limit of a fan-out starts: the others
-# may have ended meanwhile, and then nobody would release it.
+# may have ended meanwhile, and then nobody would release it. What was canceled, and
+# stopped on the way to undo, goes on with that.
 _RESUME = _FRAME.format(
     changes="""
-           control = NULL,
+           control = CASE WHEN t.status = 'paused' THEN t.control END,
            wake = wake + 1,
            status = CASE WHEN t.status = 'running' THEN 'running'
                          WHEN (context ->> 'starts_at')::timestamptz > now() THEN 'sleeping'
@@ -167,7 +171,8 @@ _RESUME = _FRAME.format(
 # What was recorded before the place counts; see `set_aside`.
 _RESTART_CHANGES = """
            generation = generation + 1, attempt = attempt + 1, wake = wake + 1,
-           status = 'pending', control = NULL, reason = NULL, held = false,
+           status = 'pending', reason = NULL, held = false,
+           control = CASE WHEN t.status = 'paused' THEN t.control END,
            output = NULL, error = NULL, completed_at = NULL, rung = false,
            retries = 0, recoveries = 0, expires_at = NULL,
            deadline_at = now() + (deadline_at - created_at), available_at = now()"""
@@ -179,7 +184,9 @@ _HAS_PLACE = """ AND EXISTS (SELECT FROM durable.step_attempts s
 
 _RESTART = {
     where: _FRAME.format(
-        changes=_RESTART_CHANGES,
+        changes=_RESTART_CHANGES
+        if where != "beginning"
+        else _RESTART_CHANGES.replace("CASE WHEN t.status = 'paused' THEN t.control END", "NULL"),
         allowed=_RESTART_ALLOWED + (_HAS_PLACE.format(place=place) if where == "step" else ""),
         more=set_aside(where, "changed"),
     )

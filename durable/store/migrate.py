@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 #: The newest migration that this code knows.
-HEAD = "0005"
+HEAD = "0006"
 
 #: Raised when a migration makes older code unsafe; the migration then writes
 #: the least version that may still run into ``schema_info``.

@@ -15,7 +15,7 @@ from durable.store.cascade import follow
 from durable.store.connections import Connection
 from durable.store.prepared import Prepared, Row
 from durable.store.set_aside import set_aside
-from durable.store.steps import StepAttempt
+from durable.store.steps import END_OPENED, StepAttempt
 
 #: Where the dispatcher listens. The payload is the namespace.
 CHANNEL = "durable"
@@ -68,6 +68,7 @@ class Claim(NamedTuple):
     generation: int
     passes: int
     version: str | None
+    compensates: bool
 
     @classmethod
     def from_texts(cls, row: Row) -> Claim:
@@ -75,7 +76,9 @@ class Claim(NamedTuple):
         columns: dict[str, Any] = dict(zip(cls._fields, row, strict=True))
         for number in ("attempt", "wake", "retries", "generation", "passes"):
             columns[number] = int(columns[number])
-        return cls(**{**columns, "tail": columns["tail"] == "true"})
+        for flag in ("tail", "compensates"):
+            columns[flag] = columns[flag] == "true"
+        return cls(**columns)
 
 
 # A run is accepted when this is committed. A repeat after a lost answer finds
@@ -279,7 +282,7 @@ UPDATE durable.workflow_runs
 RETURNING id::text, workflow_name, status, attempt::text, wake::text, input::text,
           coalesce(message::text, '{}'),
           output::text, error::text, retries::text, control, reason, tail::text,
-          generation::text, passes::text, version
+          generation::text, passes::text, version, compensates::text
 """
 
 _claim = Prepared("durable_claim", _CLAIM)
@@ -403,14 +406,14 @@ SELECT CASE WHEN available_at < now() + interval '5 seconds'
   FROM parked
 """
 
-_WITH_STEP = """, step AS (
-    INSERT INTO durable.step_attempts
+_WITH_STEP = f""", step AS (
+    INSERT INTO durable.step_attempts AS s
            (workflow_run_id, branch, ordinal, step_name, attempt, kind, status, error, context,
             created_at, completed_at)
     SELECT id, %(branch)s, %(ordinal)s, %(step_name)s, %(step_attempt)s, %(step_kind)s, 'failed',
            %(step_error)s, %(step_context)s, now() - make_interval(secs => %(seconds)s), now()
       FROM parked WHERE %(step_name)s::text IS NOT NULL
-    ON CONFLICT DO NOTHING
+    {END_OPENED}
 )"""
 
 _PARK = _PARKED + _WITH_STEP + _ANNOUNCE
@@ -476,20 +479,23 @@ def park(
 # Cancelling a run that runs asks its worker, who looks at the next step;
 # any other run that has not ended ends here. By primary key alone, so that it
 # waits for a park that is being committed instead of missing it. A canceled
-# run with a Celery continuation is rung: Celery answers chords and results.
+# run with a Celery continuation is rung: Celery answers chords and results. One
+# that has something to undo goes to a worker, which finds `control`.
 _CANCEL = """
 UPDATE durable.workflow_runs
-   SET control = CASE WHEN status = 'running' THEN 'cancel' ELSE control END,
+   SET control = CASE WHEN status = 'running' OR compensates THEN 'cancel' ELSE control END,
        wake = wake + 1,
-       status = CASE WHEN status = 'running' THEN status ELSE 'canceled' END,
+       status = CASE WHEN status = 'running' THEN status
+                     WHEN compensates THEN 'pending' ELSE 'canceled' END,
        reason = %(reason)s,
-       completed_at = CASE WHEN status = 'running' THEN NULL ELSE now() END,
+       completed_at = CASE WHEN NOT (status = 'running' OR compensates) THEN now() END,
        rung = CASE WHEN status = 'running' THEN rung ELSE false END,
        available_at = CASE WHEN status = 'running' THEN available_at
-                           WHEN tail THEN now() ELSE 'infinity' END
+                           WHEN compensates OR tail THEN now() ELSE 'infinity' END
  WHERE id = ANY(%(ids)s::uuid[]) AND namespace_id = %(namespace)s
    AND status NOT IN ('succeeded', 'failed', 'canceled')
-RETURNING id::text, status, CASE WHEN tail THEN pg_notify('durable', namespace_id) END
+RETURNING id::text, status,
+          CASE WHEN tail OR compensates THEN pg_notify('durable', namespace_id) END
 """
 
 

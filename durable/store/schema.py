@@ -92,6 +92,13 @@ workflow_runs = sa.Table(
         server_default="0",
         comment="messages since the last claim that workers without the code got",
     ),
+    sa.Column(
+        "compensates",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="it has something to undo: a worker has to do so before it is canceled",
+    ),
     sa.CheckConstraint(
         "status IN ('pending', 'running', 'sleeping', 'waiting', 'paused',"
         " 'succeeded', 'failed', 'canceled')",

@@ -29,12 +29,18 @@ _ONWARD = """, begin AS (
 # failure with something recorded after it is one that the body has lived with;
 # undone, the body would come to another step than the next one recorded. So it
 # is with a started task that failed: it is started anew if nothing was recorded
-# in the branch since its outcome came.
+# in the branch since its outcome came. A step that runs at most once runs again
+# only for a person who names it. Once a run is being undone, its body goes no
+# further: what counts then is what failed to undo.
 _FAILED = """, discarded AS (
     SELECT s.workflow_run_id, c.generation, s.branch, s.ordinal, s.step_name, s.attempt, s.kind,
            s.output
       FROM durable.step_attempts s JOIN {runs} c ON s.workflow_run_id = c.id
-     WHERE s.set_aside = 0 AND s.kind <> 'result'
+     WHERE s.set_aside = 0 AND s.kind <> 'result' AND NOT s.config ? 'at_most_once'
+       AND (s.branch = 'undo' OR NOT EXISTS (
+            SELECT FROM durable.step_attempts u
+             WHERE u.workflow_run_id = s.workflow_run_id AND u.branch = 'undo'
+               AND u.set_aside = 0))
        AND (NOT EXISTS (SELECT FROM durable.step_attempts o
                          WHERE o.workflow_run_id = s.workflow_run_id AND o.branch = s.branch
                            AND o.set_aside = 0 AND o.kind <> 'result'

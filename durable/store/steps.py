@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from durable.store.connections import Connection
 from durable.store.prepared import Prepared
+from durable.store.waits import KEY
 
 
 class StepAttempt(NamedTuple):
@@ -22,6 +23,7 @@ class StepAttempt(NamedTuple):
         fence: the run's ``attempt`` that this belongs to.
         seconds: how long the body ran, by the worker's monotonic clock.
         context: JSON text with ``class``, ``reason`` and ``final`` of a failure.
+        opened: whether a row of it may be there already, see `store.long_steps`.
     """
 
     run_id: str
@@ -36,6 +38,7 @@ class StepAttempt(NamedTuple):
     output: str | None = None
     error: str | None = None
     context: str | None = None
+    opened: bool = False
 
 
 class Written(Enum):
@@ -73,12 +76,33 @@ _RECORD_CONTROLLED = (
     + "RETURNING (SELECT control FROM durable.workflow_runs WHERE id = %(run_id)s)"
 )
 
+# The end of an attempt whose row was opened before (`store.long_steps`). The
+# row that a lost answer has ended already is left as it is. What a failed
+# attempt has reported stays in `output`, for the next one.
+END_OPENED = f"""ON CONFLICT {KEY} DO UPDATE
+   SET status = excluded.status, output = coalesce(excluded.output, s.output),
+       error = excluded.error, context = excluded.context,
+       created_at = least(s.created_at, excluded.created_at), completed_at = excluded.completed_at
+ WHERE s.status = 'running'
+"""
+
+_END = _RECORD.replace("durable.step_attempts", "durable.step_attempts AS s").replace(
+    "ON CONFLICT DO NOTHING\n", END_OPENED
+)
+
+_END_CONTROLLED = (
+    _END.replace("AND control IS NULL", "AND control IS NOT NULL")
+    + "RETURNING (SELECT control FROM durable.workflow_runs WHERE id = %(run_id)s)"
+)
+
+# An open row is no record.
 _LOOK = """
 SELECT r.attempt = %(fence)s AND r.status = 'running', r.control,
        EXISTS (SELECT FROM durable.step_attempts s
                 WHERE s.workflow_run_id = r.id AND s.branch = %(branch)s
                   AND s.ordinal = %(ordinal)s AND s.step_name = %(name)s
-                  AND s.attempt = %(attempt)s AND s.set_aside = 0)
+                  AND s.attempt = %(attempt)s AND s.set_aside = 0
+                  AND s.status <> 'running')
   FROM durable.workflow_runs r
  WHERE r.id = %(run_id)s
 """
@@ -87,18 +111,19 @@ SELECT r.attempt = %(fence)s AND r.status = 'running', r.control,
 def record(conn: Connection, step: StepAttempt) -> Written:
     """Record an attempt of a step if the run is still this worker's."""
     params = step._asdict()
-    if _record.changed(conn, params) == 1:
+    changed = conn.execute(_END, params).rowcount if step.opened else _record.changed(conn, params)
+    if changed == 1:
         return Written.RECORDED
-    return _look_into(conn, params)
+    return _look_into(conn, params, _END_CONTROLLED if step.opened else _RECORD_CONTROLLED)
 
 
 def record_in(cursor: Any, step: StepAttempt) -> Written:
     """Like `record`, as the last statement of a transaction that the caller commits."""
     params = step._asdict()
-    cursor.execute(_RECORD, params)
+    cursor.execute(_END if step.opened else _RECORD, params)
     if cursor.rowcount == 1:
         return Written.RECORDED
-    cursor.execute(_RECORD_CONTROLLED, params)
+    cursor.execute(_END_CONTROLLED if step.opened else _RECORD_CONTROLLED, params)
     row = cursor.fetchone()
     return Written.FENCED if row is None else Written(row[0])
 
@@ -109,14 +134,14 @@ def was_recorded(conn: Connection, step: StepAttempt) -> bool:
     return bool(row and row[2])
 
 
-def _look_into(conn: Connection, params: Mapping[str, object]) -> Written:
+def _look_into(conn: Connection, params: Mapping[str, object], controlled: str) -> Written:
     row = conn.execute(_LOOK, params).fetchone()
     ours, control, recorded = row or (False, None, False)
     if not ours:
         return Written.FENCED
     if control is None:
         return Written.RECORDED if recorded else Written.FENCED
-    if recorded or conn.execute(_RECORD_CONTROLLED, params).rowcount == 1:
+    if recorded or conn.execute(controlled, params).rowcount == 1:
         return Written(control)
     return Written.FENCED
 

@@ -89,20 +89,24 @@ def leave(conn: Connection, worker_id: str) -> None:
 # What happens to a run whose worker is gone, in one expression list: fenced,
 # and rung at once; or ended, if it was asked to or did this too often. The
 # count starts anew with every step committed since the claim. A failure is
-# rung too, so that Celery's hooks see it.
+# rung too, so that Celery's hooks see it. A canceled run that has something to undo
+# goes on, to do so.
 _TAKE_OVER = """
    SET attempt = r.attempt + 1,
        recoveries = fate.recoveries,
-       status = CASE WHEN r.control = 'cancel' THEN 'canceled'
+       status = CASE WHEN r.control = 'cancel' AND NOT r.compensates THEN 'canceled'
                      WHEN fate.lost THEN 'failed'
                      WHEN r.control = 'pause' THEN 'paused' ELSE 'pending' END,
-       control = NULL,
-       reason = CASE WHEN r.control = 'cancel' THEN r.reason WHEN fate.lost THEN 'lost'
+       control = CASE WHEN r.control = 'cancel' AND r.compensates THEN r.control END,
+       reason = CASE WHEN r.control = 'cancel' AND NOT (r.compensates AND fate.lost) THEN r.reason
+                     WHEN fate.lost THEN 'lost'
                      WHEN r.control = 'pause' THEN r.reason ELSE %(reason)s END,
        error = CASE WHEN fate.lost THEN %(error)s ELSE r.error END,
-       completed_at = CASE WHEN r.control = 'cancel' OR fate.lost THEN now() END,
+       completed_at = CASE WHEN (r.control = 'cancel' AND NOT r.compensates) OR fate.lost
+                           THEN now() END,
        tail = r.tail OR fate.lost,
-       available_at = CASE WHEN r.control = 'cancel' AND NOT r.tail THEN 'infinity'
+       available_at = CASE WHEN r.control = 'cancel' AND NOT (r.compensates OR r.tail)
+                           THEN 'infinity'
                            WHEN r.control = 'pause' AND NOT fate.lost
                            THEN coalesce(r.deadline_at, 'infinity') ELSE now() END,
        child_pid = NULL,

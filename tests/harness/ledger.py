@@ -42,7 +42,7 @@ class Transaction:
         if isinstance(answer, Exception):
             raise answer
         if answer in {Written.RECORDED, Written.CANCEL, Written.PAUSE}:
-            self.ledger.rows.append(step)
+            self.ledger.end(step)
         return answer
 
     def rollback(self) -> None:
@@ -66,6 +66,7 @@ class Ledger:
     time: Time = field(default_factory=Time)
     moment: datetime = datetime(2030, 1, 1, tzinfo=timezone.utc)
     claims: int = 0
+    inline: bool = False
 
     # --- what an execution asks of a journal
 
@@ -77,14 +78,33 @@ class Ledger:
         if isinstance(answer, Exception):
             raise answer
         if answer in {Written.RECORDED, Written.CANCEL, Written.PAUSE}:
-            self.rows.append(step)
+            self.end(step)
         return answer
+
+    def open_step(self, step: StepAttempt, *, once: bool) -> Written:
+        answer = self.answers.pop(0) if self.answers else Written.RECORDED
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is Written.RECORDED or (answer is not Written.FENCED and not once):
+            self.end(step)
+        return answer
+
+    def end(self, step: StepAttempt) -> None:
+        """Put a row into the place of the open one, whose details stay, or add it."""
+        key = (step.branch, step.ordinal, step.name, step.attempt)
+        for index, row in enumerate(self.rows):
+            if (row.branch, row.ordinal, row.name, row.attempt) == key and row.status == "running":
+                assert step.opened
+                self.rows.pop(index)
+                step = step._replace(output=step.output or row.output)
+                break
+        self.rows.append(step)
 
     def park(self, how: Park, failed: StepAttempt | None = None) -> Parking:
         if self.parking is Parking.PARKED:
             self.parks.append(how)
             if failed is not None:
-                self.rows.append(failed)
+                self.end(failed)
         return self.parking
 
     def transaction(self) -> Any:
@@ -93,6 +113,10 @@ class Ledger:
 
     def was_recorded(self, step: StepAttempt) -> bool:
         return self.was_committed
+
+    def call(self, query: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Say that the run is still this claim's."""
+        return True
 
     def set_progress(self, progress: str) -> None:
         self.progress.append(progress)
