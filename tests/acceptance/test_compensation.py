@@ -237,3 +237,18 @@ def test_branches_are_undone_the_newest_first(
     undone = [line.split()[1:-1] for line in trace.lines() if line.startswith("release")]
     assert sorted(map(" ".join, undone)) == sorted(done)
     assert undone[-1] == ["hotel"]
+
+
+def test_a_run_that_was_undone_is_restarted_from_its_beginning(
+    app_module: ModuleType, celery_worker: WorkerNode, trace: Trace
+) -> None:
+    run = app_module.trip.delay("fail")
+    ends(run, "failed")
+    run.restart()
+    wait_for(lambda: run.run().attempt > 3 and run.run().status == "failed", what="the same end")
+    assert trace.lines() == [*DONE, "refuse", *UNDONE], "all of it is recorded"
+    trace.path.unlink()
+    run.restart(from_beginning=True)
+    with pytest.raises(PermanentError, match="the card is gone"):
+        run.get(timeout=10)
+    assert trace.lines() == [*DONE, "refuse", *UNDONE]
