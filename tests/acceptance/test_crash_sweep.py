@@ -61,7 +61,7 @@ CLIMATES = {
 }
 #: Workloads that are tried in one sort of world only. Those that are parked
 #: several times take too long where each time costs a process.
-ONLY_IN = {"chord": "chord", "parent": "warm", "waits": "warm"}
+ONLY_IN = {"chord": "chord", "parent": "warm", "waits": "warm", "spreads": "warm"}
 #: How long a workload may take to recover, on a machine with other things to
 #: do, and how much longer for each further one beside it.
 PATIENCE = 40.0
@@ -102,6 +102,7 @@ KINDS = {
     "failure": Kind((None,)),
     "chord": Kind((11, 11), note=True, started=2),
     "parent": Kind((24, 11, 11), note=True, children=2, outcomes=4),
+    "spreads": Kind((36,), children=3),
     "waits": Kind((11, 2), children=1, events=(('"no number"', True), ("4", False))),
     "message": Kind((4,)),
     "loses_child": Kind((1,)),

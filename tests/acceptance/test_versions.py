@@ -59,9 +59,10 @@ def test_two_versions_side_by_side_each_execute_their_own_runs(
     runs = [quick.delay(number) for number in range(20)]
     assert [run.get(timeout=30) for run in runs] == ["2"] * 20
     assert {trace.count()[f"effect {number}"] for number in range(20)} == {1}
+    # Chance decides which of them go astray; here it is no more than once, and not where they belong.
     astray = [old.logs().count(f"run {run.id} goes to a worker") for run in runs]
-    assert max(astray) == 1, astray
-    assert "goes to a worker" not in new.logs()
+    assert max(astray) <= 1, astray
+    assert not any(f"run {run.id} goes to a worker" in new.logs() for run in runs)
 
 
 def test_newer_code_goes_on_with_versions_that_it_accepts(

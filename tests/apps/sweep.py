@@ -48,6 +48,12 @@ def plus(x: int, y: int) -> dict[str, int]:
 
 
 @step
+def ten_more(x: int) -> dict[str, int]:
+    """One item; the next execution of one that was committed would be of another run."""
+    return {"value": x + 10, "execution": executed("ten_more")}
+
+
+@step
 def double(x: int) -> dict[str, int]:
     return {"value": 2 * x, "execution": executed("double")}
 
@@ -170,6 +176,14 @@ def waits(x: int, sender: str) -> int:
     except durable.EventTimeout:
         total += 1
     return total
+
+
+@app.task(name="sweep.spreads", base=Workflow)
+def spreads(x: int) -> int:
+    """Have items executed all over the cluster, two at a time."""
+    return sum(
+        item["value"] for item in durable.fan_out(ten_more, [x, x + 1, x + 2], max_concurrency=2)
+    )
 
 
 @app.task(name="sweep.tells", base=Workflow)
