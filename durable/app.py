@@ -309,8 +309,8 @@ class Durable:
             caller = self.outbox.caller(transaction)
             event = self._event(run_id, event_type, payload, idempotency_key)
             return caller.call(outbox.put_event, event)
-        execution = context.running.get()
-        if execution is not None and not (execution.in_step or execution.journal.inline):
+        execution = context.of_body()
+        if execution is not None:
             send = partial(self._send_event, run_id, event_type, payload, idempotency_key)
             sent: str = execution.step(Step(send, "send_event", SENDING), (), {}, "dispatch")
             return sent
@@ -325,10 +325,9 @@ class Durable:
     def _event(
         self, run_id: str, event_type: str, payload: Any, idempotency_key: str | None
     ) -> NewEvent:
-        execution = context.running.get()
-        inline = execution is None or execution.journal.inline
+        execution = context.stored()
         return NewEvent(
-            id=self.clock.uuid() if execution is None or inline else execution.new_task_id(),
+            id=self.clock.uuid() if execution is None else execution.new_task_id(),
             run_id=run_id,
             namespace=self.settings.namespace,
             type=event_type,

@@ -331,8 +331,8 @@ def _waiter(message: dict[str, Any]) -> str | None:
 
 def _parent() -> str | None:
     """Return the run whose step is starting this one."""
-    execution = context.running.get()
-    return None if execution is None or execution.journal.inline else execution.id
+    execution = context.stored()
+    return None if execution is None else execution.id
 
 
 def _on_parent_cancel(options: Mapping[str, Any], waiter: str | None) -> str | None:

@@ -18,7 +18,8 @@ from celery import Celery, Task, canvas
 from kombu.utils.uuid import uuid as random_id
 
 from durable import context
-from durable.handles import WAITER, of_body, send_once, started_once
+from durable.context import of_body
+from durable.handles import WAITER, send_once, started_once
 from durable.keys import refuse_in_chord
 
 _COMPOSITES = (canvas._chain, canvas.group, canvas._chord)  # noqa: SLF001 - there is no other seam
@@ -36,10 +37,8 @@ def install() -> None:
 
 
 def _new_id() -> str:
-    execution = context.running.get()
-    if execution is None or execution.journal.inline:
-        return str(random_id())
-    return execution.new_task_id()
+    execution = context.stored()
+    return str(random_id()) if execution is None else execution.new_task_id()
 
 
 def _remembered(apply_async: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ from durable.classify import RetryClass
 from durable.context import running
 from durable.durations import parse_seconds
 from durable.errors import CircuitOpen, ConfigurationError, NotInWorkflow, OptionError, StoreError
+from durable.names import LONGEST_NAME, is_name
 from durable.steps import Step, is_async
 from durable.store import circuit_breakers
 from durable.store.circuit_breakers import Admission, Key
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_LONGEST = 255
 
 #: One for each ``with`` that the calling thread, greenlet or task is in.
 _calls: ContextVar[tuple[_Call, ...]] = ContextVar("durable_breaker_calls", default=())
@@ -121,14 +121,9 @@ class CircuitBreaker:
         expected: type[BaseException] | Iterable[type[BaseException]] | None = None,
         ignore: type[BaseException] | Iterable[type[BaseException]] = (),
     ) -> None:
-        if (
-            type(name) is not str
-            or not name.strip()
-            or not name.isprintable()
-            or len(name) > _LONGEST
-        ):
+        if not is_name(name):
             raise OptionError(
-                f"CircuitBreaker(name) takes 1 to {_LONGEST} printable characters, not {name!r:.80}"
+                f"CircuitBreaker(name) takes 1 to {LONGEST_NAME} printable characters, not {name!r:.80}"
             )
         accepted = "a whole number from 1"
         check_count("failure_threshold", failure_threshold, accepted)

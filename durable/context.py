@@ -59,6 +59,18 @@ def active(verb: str) -> Execution:
     return execution
 
 
+def stored() -> Execution | None:
+    """Return the run of the calling code if what it does is stored; None inline and elsewhere."""
+    execution = running.get()
+    return None if execution is None or execution.journal.inline else execution
+
+
+def of_body() -> Execution | None:
+    """Return the stored run in whose body the calling code is; None in a step too."""
+    execution = stored()
+    return None if execution is None or execution.in_step else execution
+
+
 def current() -> Current:
     """Return where the calling code is: run, workflow, step and attempts.
 

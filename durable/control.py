@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from durable.errors import NotAllowed, OptionError, RunNotFound
+from durable.errors import NotAllowed, OptionError
 from durable.store import control, queries
 from durable.store.control import ActionRow, Change, From, Order, Which
 
@@ -390,11 +390,9 @@ class Control:
             raise NotAllowed(f"the data of run {run_id} was erased: start a new run")
 
     def _order(self, run_ids: Sequence[str], reason: str | None, actor: str | None) -> Order:
-        for run_id in run_ids:
-            if not queries.is_run_id(run_id):
-                raise RunNotFound(f"{run_id!r} is not the id of a run, which is a UUID")
+        ids = [queries.checked_run_id(run_id) for run_id in run_ids]
         namespace = self._durable.settings.namespace
-        return Order(self._durable.clock.uuid(), run_ids, namespace, actor or this_user(), reason)
+        return Order(self._durable.clock.uuid(), ids, namespace, actor or this_user(), reason)
 
 
 def _begin(from_step: str | None, ordinal: int | None, from_beginning: bool) -> From:

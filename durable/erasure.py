@@ -47,10 +47,8 @@ class Erasure:
     ) -> None:
         if (run_id is None) == (subject is None):
             raise OptionError("erase() takes the id of a run, or subject=, and not both")
-        if run_id is not None and not queries.is_run_id(run_id):
-            raise RunNotFound(f"{run_id!r} is not the id of a run, which is a UUID")
         self._durable = durable
-        self._run_id = run_id
+        self._run_id = None if run_id is None else queries.checked_run_id(run_id)
         self._subject = subject
         self._force = force
 

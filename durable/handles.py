@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 WAITER = "durable_waiter"
 
 
-def of_body() -> Execution | None:
-    """Return the run in whose body the calling code is; None in a step, inline and elsewhere."""
-    execution = context.running.get()
-    if execution is None or execution.journal.inline or execution.in_step:
-        return None
-    return execution
-
-
 def send_once(
     app: Celery, name: str, options: dict[str, Any], send: Callable[[dict[str, Any]], Any]
 ) -> Any:
@@ -37,8 +29,8 @@ def send_once(
         options: of ``send_task``.
         send: sends it, with the options as they are to be.
     """
-    execution = context.running.get()
-    if execution is None or execution.journal.inline:
+    execution = context.stored()
+    if execution is None:
         return send(options)
     options = {**options, "task_id": options.get("task_id") or execution.new_task_id(name)}
     if execution.in_step:

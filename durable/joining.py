@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import ChordError, TaskRevokedError
 from celery.result import AsyncResult, EagerResult, ResultSet
 
+from durable.context import of_body
 from durable.execution import settled
 from durable.failures import decode_failure
-from durable.handles import ids_of, of_body
+from durable.handles import ids_of
 from durable.waiting import Verb, awaiting_results, drive
 
 if TYPE_CHECKING:

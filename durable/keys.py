@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from durable.durations import parse_seconds
 from durable.errors import IdempotencyConflict, OptionError, PayloadError
 from durable.masking import HIDDEN
+from durable.names import LONGEST_NAME, is_name
 from durable.store.runs import Key
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 EXACTLY_ONCE = ("idempotency_key", "idempotency_reuse", "idempotency_ttl", "transaction")
 
 _REUSE = ("after_ttl", "after_failure", "after_end")
-_LONGEST = 255
 _SHOWN = 60
 _DIFFERENCES = 3
 #: How deep an argument is in an input: args[0], kwargs.name.
@@ -64,9 +64,9 @@ def check_key(key: object) -> None:
     Raises:
         OptionError: it is no text, or too long for an index.
     """
-    if type(key) is not str or not key.strip() or not key.isprintable() or len(key) > _LONGEST:
+    if not is_name(key):
         raise OptionError(
-            f"idempotency_key={_short(key)}: give text of 1 to {_LONGEST} printable characters,"
+            f"idempotency_key={_short(key)}: give text of 1 to {LONGEST_NAME} printable characters,"
             " such as 'order-42'"
         )
 

@@ -77,8 +77,7 @@ def refuse_in_body(option: str) -> None:
     Raises:
         NotInWorkflow: it is called there, outside the steps.
     """
-    execution = context.running.get()
-    if execution is not None and not (execution.in_step or execution.journal.inline):
+    if context.of_body() is not None:
         raise NotInWorkflow(
             f"{option}= belongs in a step: what the body of a workflow starts or sends outside its"
             " steps is remembered, and so done once, anyway. In a step transaction="

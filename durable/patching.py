@@ -5,10 +5,8 @@ from __future__ import annotations
 from durable.context import active
 from durable.errors import NotInWorkflow, OptionError
 from durable.history import PATCH
+from durable.names import LONGEST_NAME, is_name
 from durable.store.steps import StepAttempt
-
-#: Characters of an id: it is part of a primary key.
-_LONGEST = 255
 
 
 def patched(patch_id: str) -> bool:
@@ -46,10 +44,11 @@ def patched(patch_id: str) -> bool:
         [('patch', 'gift-wrap'), ('run', 'wrap'), ('run', 'ship')]
     """
     execution = active("patched")
-    if type(patch_id) is not str or not patch_id.strip() or not patch_id.isprintable():
-        raise OptionError(f"durable.patched({patch_id!r:.80}): give the change a name")
-    if len(patch_id) > _LONGEST:
-        raise OptionError(f"durable.patched({patch_id!r:.80}...): at most {_LONGEST} characters")
+    if not is_name(patch_id):
+        raise OptionError(
+            f"durable.patched({patch_id!r:.80}): give the change a name of 1 to {LONGEST_NAME}"
+            " printable characters"
+        )
     execution.check()
     if execution.in_step:
         raise NotInWorkflow(

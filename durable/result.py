@@ -9,9 +9,9 @@ from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult, assert_will_not_block, result_from_tuple
 
-from durable.errors import EncryptionError, RunErased, RunNotFound
+from durable.context import of_body
+from durable.errors import EncryptionError, RunErased
 from durable.failures import decode_failure
-from durable.handles import of_body
 from durable.joining import join
 from durable.store import events, queries, steps
 
@@ -176,18 +176,12 @@ class DurableResult(AsyncResult):
             >>> row.status, row.attempt, row.input
             ('sleeping', 0, '{"args":["o-42"],"kwargs":{}}')
         """
-        durable, row = self._durable, None
-        if queries.is_run_id(self.id):
-            row = durable.database.call(queries.get, self.id, durable.settings.namespace)
+        durable, run_id = self._durable, queries.checked_run_id(self.id)
+        namespace = durable.settings.namespace
+        row = durable.database.call(queries.get, run_id, namespace)
         if row is None:
-            raise self._missing()
+            raise durable.database.call(queries.missing, run_id, namespace)
         return durable.codec.readable(row, "input", "output", "error", "progress")
-
-    def _missing(self) -> RunNotFound:
-        durable = self._durable
-        if not queries.is_run_id(self.id):
-            return RunNotFound(f"{self.id!r} is not the id of a run, which is a UUID")
-        return durable.database.call(queries.missing, self.id, durable.settings.namespace)
 
     def steps(self) -> list[StepRow]:
         """Load the attempts of the run's steps, in order.

@@ -116,9 +116,8 @@ def _signature(task: Any) -> Signature:
 def _rows(signature: Signature, items: Sequence[Item]) -> list[NewRun]:
     """Check every item, and make the rows."""
     workflow: Any = signature.type
-    execution = context.running.get()
-    derives = execution is not None and not execution.journal.inline
-    if derives and execution is not None and not execution.in_step:
+    execution = context.stored()
+    if execution is not None and not execution.in_step:
         raise NotInWorkflow(
             "durable.start_many() belongs in a step: what it starts is not waited for. For runs"
             " whose results the workflow needs use durable.fan_out()"
@@ -129,7 +128,7 @@ def _rows(signature: Signature, items: Sequence[Item]) -> list[NewRun]:
     rows: list[NewRun] = []
     for number, item in enumerate(items):
         args, kwargs, options = signature._merge(*_arguments(item, number))  # noqa: SLF001
-        new_id = execution.new_task_id() if derives and execution is not None else new()
+        new_id = new() if execution is None else execution.new_task_id()
         call = Call(workflow, args, kwargs, {**own, **options, "task_id": new_id})
         try:
             rows.append(

@@ -16,6 +16,7 @@ from durable._retry_options import check_flag
 from durable.context import active, running
 from durable.durations import parse_seconds
 from durable.errors import OptionError
+from durable.names import LONGEST_NAME, is_name
 from durable.retry import RetryPolicy
 
 logger = get_logger(__name__)
@@ -23,9 +24,6 @@ logger = get_logger(__name__)
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
-
-#: Characters of a step's name: it is part of a primary key.
-_LONGEST = 255
 
 #: Steps by name: to find the one that an item of a fan-out is for, and to
 #: refuse a second function under the same name.
@@ -308,9 +306,9 @@ def _name_of(function: Callable[..., Any]) -> Any:
 
 def check_step_name(name: object, where: str) -> None:
     """Refuse what Postgres could not store, or index, after the step's body has run."""
-    if type(name) is not str or not name.strip() or not name.isprintable() or len(name) > _LONGEST:
+    if not is_name(name):
         raise OptionError(
-            f"{where} takes a name of 1 to {_LONGEST} printable characters, not {name!r:.80}"
+            f"{where} takes a name of 1 to {LONGEST_NAME} printable characters, not {name!r:.80}"
         )
 
 

@@ -20,6 +20,7 @@ from durable.context import active
 from durable.durations import LONGEST, parse_seconds
 from durable.errors import ConfigurationError, EventTimeout, OptionError, UnsupportedByDurable
 from durable.execution import Waiting
+from durable.names import LONGEST_NAME, is_name
 from durable.schemas import MISFIT, Reader, Schema, describe, reader
 from durable.store import events, waits
 from durable.store.waits import Place, Wait
@@ -362,22 +363,10 @@ def _ask_in_time(
     return execution.journal.wait(waits.timer, place, seconds, met=met)
 
 
-#: Characters of an event's type, which names a step, and of an idempotency key.
-_LONGEST_NAME = 255
-
-
 def check_event_type(event_type: object) -> None:
     """Refuse what is no name."""
-    _check_name(event_type, "the type of an event")
-
-
-def _check_name(name: object, what: str) -> None:
-    if (
-        type(name) is not str
-        or not name.strip()
-        or not name.isprintable()
-        or len(name) > _LONGEST_NAME
-    ):
+    if not is_name(event_type):
         raise OptionError(
-            f"{what} is text of 1 to {_LONGEST_NAME} printable characters, not {name!r:.80}"
+            f"the type of an event is text of 1 to {LONGEST_NAME} printable characters,"
+            f" not {event_type!r:.80}"
         )

@@ -11,7 +11,7 @@ from psycopg.rows import class_row
 from durable.errors import RunEnded
 from durable.store.connections import Connection
 from durable.store.queries import missing
-from durable.store.waits import Place
+from durable.store.waits import HELD_RUN, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +170,9 @@ def peek(conn: Connection, run_id: str, event_type: str) -> Glimpse:
 
 # Fenced, as every write of a claim: a zombie, with code of an older release
 # perhaps, refuses nothing.
-_REFUSE = """
+_REFUSE = f"""
 WITH run AS MATERIALIZED (
-    SELECT id FROM durable.workflow_runs
-     WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
-       FOR SHARE
+    {HELD_RUN}
 ), refused AS (
     UPDATE durable.workflow_events e
        SET consumed_at = now(), consumed_branch = %(branch)s, consumed_ordinal = %(ordinal)s,

@@ -16,7 +16,7 @@ from typing import Any
 from durable.store import runs
 from durable.store.connections import Connection
 from durable.store.runs import NewRun
-from durable.store.waits import KEY, Place, Wait
+from durable.store.waits import HELD_RUN, KEY, Place, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,7 @@ class State:
 # it is, hence the update that changes nothing. `xmax` is 0 in a new row.
 _OPEN = f"""
 WITH run AS MATERIALIZED (
-    SELECT id FROM durable.workflow_runs
-     WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
-       FOR SHARE
+    {HELD_RUN}
 ), opened AS (
     INSERT INTO durable.step_attempts AS s
            (workflow_run_id, branch, ordinal, step_name, attempt, kind, status, output, context,
@@ -138,9 +136,7 @@ _COLUMNS = {
 # meanwhile is not touched. The lock on the parent is released with each lot.
 _INSERT = f"""
 WITH run AS MATERIALIZED (
-    SELECT id, namespace_id FROM durable.workflow_runs
-     WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
-       FOR SHARE
+    {HELD_RUN}
 ), inserted AS (
     INSERT INTO durable.workflow_runs
            (id, namespace_id, workflow_name, status, input, message, queue, rung, tail,
@@ -179,11 +175,9 @@ def insert(conn: Connection, place: Place, fan_out: str, items: Sequence[NewRun]
     return conn.execute(_INSERT, params).fetchone() is not None
 
 
-_STARTED = """
-UPDATE durable.step_attempts s SET context = s.context || '{"started": true}'
-  FROM (SELECT id FROM durable.workflow_runs
-         WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
-           FOR SHARE) run
+_STARTED = f"""
+UPDATE durable.step_attempts s SET context = s.context || '{{"started": true}}'
+  FROM ({HELD_RUN}) run
  WHERE s.workflow_run_id = run.id AND s.branch = %(branch)s AND s.ordinal = %(ordinal)s
    AND s.step_name = %(name)s AND s.attempt = 1 AND s.set_aside = 0
 """
@@ -219,11 +213,9 @@ def cancel_unfinished(conn: Connection, run_id: str, fan_out: str) -> int:
 # json_agg keeps the text of each output. SKIP LOCKED: the ends of canceled
 # items may be counting at this moment, and wait for the parent's row, which is
 # locked here; a counter that is left over goes with the run.
-_SETTLE = """
+_SETTLE = f"""
 WITH run AS MATERIALIZED (
-    SELECT id FROM durable.workflow_runs
-     WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
-       FOR SHARE
+    {HELD_RUN}
 ), whole AS MATERIALIZED (
     SELECT stopped_by FROM durable.fan_outs
      WHERE id = %(fan_out)s AND shard = -1 AND (remaining = 0 OR stopped_by IS NOT NULL)
@@ -244,7 +236,7 @@ WITH run AS MATERIALIZED (
                                 ORDER BY i.fan_index) FROM item i WHERE i.status <> 'succeeded')
                ELSE (SELECT i.error FROM item i WHERE i.fan_index = stopped_by) END,
            context = s.context || coalesce(
-               (SELECT i.about FROM item i WHERE i.fan_index = stopped_by), '{}'),
+               (SELECT i.about FROM item i WHERE i.fan_index = stopped_by), '{{}}'),
            completed_at = now()
       FROM run, whole
      WHERE s.workflow_run_id = run.id AND s.branch = %(branch)s AND s.ordinal = %(ordinal)s

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from durable.store.connections import Connection
 from durable.store.steps import StepAttempt, Written
-from durable.store.waits import KEY
+from durable.store.waits import HELD_RUN, KEY
 
 # FOR SHARE as in every write of a claim: a zombie gets no row, and a claim that
 # comes in between waits and then finds the row in the history. `control` comes
@@ -20,9 +20,7 @@ from durable.store.waits import KEY
 # that the body may have run. A cancel does not stop what undoes.
 _OPEN = f"""
 WITH run AS MATERIALIZED (
-    SELECT id, control FROM durable.workflow_runs
-     WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
-       FOR SHARE
+    {HELD_RUN}
 ), opened AS (
     INSERT INTO durable.step_attempts AS s
            (workflow_run_id, branch, ordinal, step_name, attempt, kind, status, output, config)

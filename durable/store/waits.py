@@ -59,6 +59,12 @@ class Wait:
 #: Key of ``step_attempts``, for ON CONFLICT.
 KEY = "(workflow_run_id, ordinal, attempt, set_aside, branch, step_name)"
 
+#: A run, while it is the claim's that writes. FOR SHARE: a claim that takes it
+#: over waits for the commit, and then sees what was written.
+HELD_RUN = """SELECT id, namespace_id, wake, control FROM durable.workflow_runs
+     WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
+       FOR SHARE"""
+
 # The due time is fixed by the first insert, by the database's clock. FOR SHARE
 # as in every write of a claim: a zombie gets no row.
 _SLEEP = f"""
@@ -67,9 +73,7 @@ INSERT INTO durable.step_attempts AS s
 SELECT run.id, %(branch)s, %(ordinal)s, %(name)s, 1, 'sleep',
        CASE WHEN due > now() THEN 'running' ELSE 'succeeded' END,
        due, CASE WHEN due > now() THEN NULL ELSE now() END
-  FROM (SELECT id FROM durable.workflow_runs
-         WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
-           FOR SHARE) run,
+  FROM ({HELD_RUN}) run,
        coalesce(%(until)s::timestamptz, now() + make_interval(secs => %(seconds)s::float8)) due
 ON CONFLICT {KEY} DO UPDATE
    SET status = CASE WHEN s.due_at <= now() THEN 'succeeded' ELSE s.status END,
@@ -100,9 +104,7 @@ def sleep(
 # had, nothing is written, and the caller looks again.
 _EVENT = f"""
 WITH run AS MATERIALIZED (
-    SELECT id, wake FROM durable.workflow_runs
-     WHERE id = %(run_id)s AND attempt = %(fence)s AND status = 'running'
-       FOR SHARE
+    {HELD_RUN}
 ), event AS MATERIALIZED (
     SELECT e.id, e.payload
       FROM durable.workflow_events e JOIN run ON e.workflow_run_id = run.id
