@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from durable.store.canceling import CANCEL
 from durable.store.connections import Connection
+
+# Tied, and not yet canceled or asked to stop.
+_TO_CANCEL = """child.on_parent_cancel = 'cancel'
+           AND child.status NOT IN ('succeeded', 'failed', 'canceled')
+           AND ((child.status <> 'running' AND NOT child.compensates)
+                OR child.control IS DISTINCT FROM 'cancel')"""
 
 # The end of the parent has put `cascades` on it, in the same commit (see
 # durable.on_cancel), and this comes in a commit of its own, repeated until
@@ -13,27 +20,15 @@ from durable.store.connections import Connection
 # SKIP LOCKED for the same reason: nothing is waited for while other children
 # are locked. Who was passed over is being claimed, parked or ended; the mark
 # stays for it. A child with a Celery continuation is rung, as in a cancel.
-_CASCADE = """
+_CASCADE = f"""
 UPDATE durable.workflow_runs r
-   SET control = CASE WHEN r.status = 'running' OR r.compensates THEN 'cancel'
-                      ELSE r.control END,
-       wake = r.wake + 1,
-       status = CASE WHEN r.status = 'running' THEN r.status
-                     WHEN r.compensates THEN 'pending' ELSE 'canceled' END,
-       reason = 'its parent was canceled',
-       completed_at = CASE WHEN NOT (r.status = 'running' OR r.compensates) THEN now() END,
-       held = false,
-       rung = CASE WHEN r.status = 'running' THEN r.rung ELSE false END,
-       available_at = CASE WHEN r.status = 'running' THEN r.available_at
-                           WHEN r.compensates OR r.tail THEN now() ELSE 'infinity' END
+   SET {CANCEL},
+       reason = 'its parent was canceled', held = false
   FROM (SELECT child.id
           FROM durable.workflow_runs child
           JOIN durable.workflow_runs parent ON parent.id = child.parent_run_id
          WHERE child.parent_run_id = ANY(%(ids)s::uuid[]) AND parent.status = 'canceled'
-           AND child.on_parent_cancel = 'cancel'
-           AND child.status NOT IN ('succeeded', 'failed', 'canceled')
-           AND ((child.status <> 'running' AND NOT child.compensates)
-                OR child.control IS DISTINCT FROM 'cancel')
+           AND {_TO_CANCEL}
            FOR UPDATE OF child SKIP LOCKED) tied
  WHERE r.id = tied.id
 RETURNING r.id::text, CASE WHEN r.tail OR r.compensates THEN pg_notify('durable', r.namespace_id) END
@@ -41,15 +36,13 @@ RETURNING r.id::text, CASE WHEN r.tail OR r.compensates THEN pg_notify('durable'
 
 # Its snapshot is of after the commit above. No child can have come since: it
 # would have found its parent canceled.
-_DONE = """
+_DONE = f"""
 UPDATE durable.workflow_runs r SET cascades = false
  WHERE r.id = ANY(%(ids)s::uuid[]) AND r.cascades
    AND NOT (r.status = 'canceled' AND EXISTS (
        SELECT FROM durable.workflow_runs child
-        WHERE child.parent_run_id = r.id AND child.on_parent_cancel = 'cancel'
-          AND child.status NOT IN ('succeeded', 'failed', 'canceled')
-          AND ((child.status <> 'running' AND NOT child.compensates)
-               OR child.control IS DISTINCT FROM 'cancel')))
+        WHERE child.parent_run_id = r.id
+          AND {_TO_CANCEL}))
 """
 
 

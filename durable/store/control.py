@@ -1,9 +1,8 @@
 """What people do to runs: cancel, pause, resume, restart, settle a step. Audited.
 
-Each action is one statement over the runs that it names. Their rows are
+Each action is one transaction over the runs that it names. Their rows are
 locked first, in the order of their ids, so that two bulk actions cannot wait
-for each other in a circle; what a run is judged by comes out of that lock,
-which returns the row as it is then, not as the statement's snapshot has it.
+for each other in a circle; one statement then judges them and acts.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from typing import Any
 
 from psycopg.rows import class_row
 
+from durable.store.canceling import CANCEL
 from durable.store.cascade import follow
 from durable.store.connections import Connection
-from durable.store.set_aside import PLACES, set_aside
+from durable.store.set_aside import AT_STEP, BEGINNING, everything_from, what_failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,6 @@ _FRAME = """
 WITH target AS MATERIALIZED (
     SELECT id, status, control, namespace_id FROM durable.workflow_runs
      WHERE id = ANY(%(ids)s::uuid[]) AND namespace_id = %(namespace)s
-     ORDER BY id FOR UPDATE
 ), changed AS (
     UPDATE durable.workflow_runs r
        SET {changes}
@@ -98,29 +97,16 @@ SELECT t.id::text, coalesce(done.before, t.status),
               ON done.order_id = %(order)s AND done.workflow_run_id = t.id
 """
 
-# Taken first where an action looks at steps too: what a worker committed while
-# this waited for the lock is then seen by the statement that follows.
+# Taken first, by a statement of its own: what a worker committed while this
+# waited is then in the snapshot of the one that follows, the run's steps too.
 _LOCK = """
 SELECT FROM durable.workflow_runs
  WHERE id = ANY(%(ids)s::uuid[]) AND namespace_id = %(namespace)s
  ORDER BY id FOR UPDATE
 """
 
-# A run that runs is asked, and stops before its next step; any other ends
-# here. One with a Celery continuation is rung: Celery answers chords and
-# results. Asked to pause before, it is canceled. What has something to undo goes
-# to a worker, which finds `control`.
 _CANCEL = _FRAME.format(
-    changes="""
-           control = CASE WHEN t.status = 'running' OR r.compensates THEN 'cancel' END,
-           wake = wake + 1,
-           status = CASE WHEN t.status = 'running' THEN 'running'
-                         WHEN r.compensates THEN 'pending' ELSE 'canceled' END,
-           reason = coalesce(%(reason)s::text, 'canceled'),
-           completed_at = CASE WHEN NOT (t.status = 'running' OR r.compensates) THEN now() END,
-           rung = rung AND t.status = 'running',
-           available_at = CASE WHEN t.status = 'running' THEN available_at
-                               WHEN r.compensates OR tail THEN now() ELSE 'infinity' END""",
+    changes=f"{CANCEL}, reason = coalesce(%(reason)s::text, 'canceled')",
     allowed="""t.status NOT IN ('succeeded', 'failed', 'canceled')
             AND t.control IS DISTINCT FROM 'cancel'""",
     more="",
@@ -168,29 +154,36 @@ _RESUME = _FRAME.format(
     more="",
 )
 
-# What was recorded before the place counts; see `set_aside`.
 _RESTART_CHANGES = """
            generation = generation + 1, attempt = attempt + 1, wake = wake + 1,
-           status = 'pending', reason = NULL, held = false,
-           control = CASE WHEN t.status = 'paused' THEN t.control END,
+           status = 'pending', reason = NULL, held = false, control = {control},
            output = NULL, error = NULL, completed_at = NULL, rung = false,
            retries = 0, recoveries = 0, expires_at = NULL,
            deadline_at = now() + (deadline_at - created_at), available_at = now()"""
-_RESTART_ALLOWED = "t.status IN ('succeeded', 'failed', 'canceled', 'paused')"
 
-_HAS_PLACE = """ AND EXISTS (SELECT FROM durable.step_attempts s
+_HAS_STEP = f""" AND EXISTS (SELECT FROM durable.step_attempts s
                      WHERE s.workflow_run_id = r.id AND s.set_aside = 0 AND s.kind <> 'result'
-                       AND {place})"""
+                       AND {AT_STEP})"""
 
-_RESTART = {
-    where: _FRAME.format(
-        changes=_RESTART_CHANGES
-        if where != "beginning"
-        else _RESTART_CHANGES.replace("CASE WHEN t.status = 'paused' THEN t.control END", "NULL"),
-        allowed=_RESTART_ALLOWED + (_HAS_PLACE.format(place=place) if where == "step" else ""),
-        more=set_aside(where, "changed"),
+
+def _restarting(
+    aside: str,
+    control: str = "CASE WHEN t.status = 'paused' THEN t.control END",
+    condition: str = "",
+) -> str:
+    """Make the statement of a restart; a paused run that was to be canceled still is."""
+    return _FRAME.format(
+        changes=_RESTART_CHANGES.format(control=control),
+        allowed=f"t.status IN ('succeeded', 'failed', 'canceled', 'paused'){condition}",
+        more=aside,
     )
-    for where, place in PLACES.items()
+
+
+# What was recorded before the place counts; see `set_aside`.
+_RESTART = {
+    "failed": _restarting(what_failed("changed")),
+    "beginning": _restarting(everything_from(BEGINNING, "changed"), control="NULL"),
+    "step": _restarting(everything_from(AT_STEP, "changed"), condition=_HAS_STEP),
 }
 
 

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from durable.store.canceling import CANCEL
 from durable.store.cascade import follow
 from durable.store.connections import Connection
 from durable.store.prepared import Prepared, Row
-from durable.store.set_aside import set_aside
+from durable.store.set_aside import what_failed
 from durable.store.steps import END_OPENED, StepAttempt
 
 #: Where the dispatcher listens. The payload is the namespace.
@@ -419,7 +420,7 @@ _WITH_STEP = f""", step AS (
 _PARK = _PARKED + _WITH_STEP + _ANNOUNCE
 
 # A retry of the whole body: what failed is to be done again.
-_PARK_TO_RETRY = _PARKED + set_aside("failed", "parked") + _ANNOUNCE
+_PARK_TO_RETRY = _PARKED + what_failed("parked") + _ANNOUNCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,22 +477,12 @@ def park(
     return now_attempt == attempt and status not in ENDED
 
 
-# Cancelling a run that runs asks its worker, who looks at the next step;
-# any other run that has not ended ends here. By primary key alone, so that it
-# waits for a park that is being committed instead of missing it. A canceled
-# run with a Celery continuation is rung: Celery answers chords and results. One
-# that has something to undo goes to a worker, which finds `control`.
-_CANCEL = """
-UPDATE durable.workflow_runs
-   SET control = CASE WHEN status = 'running' OR compensates THEN 'cancel' ELSE control END,
-       wake = wake + 1,
-       status = CASE WHEN status = 'running' THEN status
-                     WHEN compensates THEN 'pending' ELSE 'canceled' END,
-       reason = %(reason)s,
-       completed_at = CASE WHEN NOT (status = 'running' OR compensates) THEN now() END,
-       rung = CASE WHEN status = 'running' THEN rung ELSE false END,
-       available_at = CASE WHEN status = 'running' THEN available_at
-                           WHEN compensates OR tail THEN now() ELSE 'infinity' END
+# By primary key alone, so that it waits for a park that is being committed
+# instead of missing it.
+_CANCEL = f"""
+UPDATE durable.workflow_runs r
+   SET {CANCEL},
+       reason = %(reason)s
  WHERE id = ANY(%(ids)s::uuid[]) AND namespace_id = %(namespace)s
    AND status NOT IN ('succeeded', 'failed', 'canceled')
 RETURNING id::text, status,

@@ -74,22 +74,26 @@ _ASIDE = """, aside AS (
        AND e.consumed_branch = d.branch AND e.consumed_ordinal = d.ordinal AND e.error IS NULL
 )"""
 
-#: What a restart can begin with, as a condition on the step ``s``. ``failed``
-#: has none of its own: see `_FAILED`.
-PLACES = {
-    "beginning": "true",
-    "failed": "true",
-    "step": """s.step_name = %(step)s AND (%(ordinal)s::int IS NULL OR s.ordinal = %(ordinal)s)
-             AND s.branch = coalesce(%(branch)s, s.branch)""",
-}
+#: Where a restart can begin, as conditions on the step ``s``.
+BEGINNING = "true"
+AT_STEP = """s.step_name = %(step)s AND (%(ordinal)s::int IS NULL OR s.ordinal = %(ordinal)s)
+             AND s.branch = coalesce(%(branch)s, s.branch)"""
 
 
-def set_aside(where: str, runs: str) -> str:
-    """Make the part of a statement that does it.
+def everything_from(place: str, runs: str) -> str:
+    """Make the part of a statement that sets aside all from a place on.
 
     Args:
-        where: a key of `PLACES`: everything from there on; or ``failed``, only what failed.
+        place: `BEGINNING` or `AT_STEP`.
         runs: name of the CTE that gives ``id`` and the new ``generation``.
     """
-    which = _FAILED if where == "failed" else _ONWARD
-    return which.format(runs=runs, place=PLACES[where]) + _ASIDE
+    return _ONWARD.format(runs=runs, place=place) + _ASIDE
+
+
+def what_failed(runs: str) -> str:
+    """Make the part of a statement that sets aside what failed, and nothing else.
+
+    Args:
+        runs: name of the CTE that gives ``id`` and the new ``generation``.
+    """
+    return _FAILED.format(runs=runs) + _ASIDE
